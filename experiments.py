@@ -1,0 +1,307 @@
+"""Train, evaluate and compare VAE and IWAE: edit PARAMETERS below and run this file, or name runs on the command line.
+
+python experiments.py                                       PARAMETERS, once per objective in COMPARE
+python experiments.py iwae_l1_k50 --epochs 3 --seed 2       a named run, any field of Parameters overridden
+python experiments.py --list                                the named runs, with the paper's numbers
+"""
+
+import importlib.metadata
+import json
+import re
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from command_line import NOT_IN_NAME, OBJECTIVES, fail, parse, problems, quiet_start, run_name
+from datasets_download import DatasetError, binarize, grey, load_dataset
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A run. These defaults are fixed points for the names of folders: edit PARAMETERS below instead."""
+
+    dataset: str = "mnist"  # mnist, mnist_fixed, omniglot, fashion_mnist, mnist_sample or path/to/your.npz
+    binarization: str | None = None  # stochastic, fixed or none (continuous data); None: the data set's own
+    objective: str = "iwae"  # vae, iwae, stl or dreg: the bound and the estimator of its gradient (losses.py)
+    k: int = 5  # samples per image in training, 1 or more
+    latent_units: tuple = (50,)  # units of each stochastic layer, nearest the data first
+    hidden_units: tuple = ((200, 200),)  # for each stochastic layer: the tanh layers between it and what lies below
+    likelihood: str = "bernoulli"  # bernoulli, or gaussian for continuous data
+    schedule: str = "quick"  # quick or paper: passes and learning rates (training.py)
+    epochs: int | None = None  # passes over the training images; cuts `paper` short, rescales others; None: all
+    batch: int = 20  # images per step
+    optimizer: str = "adam"  # adam or muon
+    beta_1: float = 0.9  # Adam: decay of the first moment, in [0, 1)
+    beta_2: float = 0.999  # Adam: decay of the second moment, in [0, 1)
+    epsilon: float = 1e-4  # Adam: added to the root of the second moment, above 0
+    momentum: float = 0.95  # Muon: its momentum, in [0, 1); Muon trains biases by Adam
+    ema: float = 0.0  # decay of the averaged weights that are evaluated, in [0, 1); 0: the weights themselves
+    backward_samples: int | None = None  # differentiate only so many of the k samples, resampled; None: all
+    snapshot_epochs: tuple = ()  # keep the weights at these epochs, in snapshots/
+    seed: int = 0  # weights, order of the images, every random number: 0 or more
+    k_evaluation: int = 500  # samples per image for the log-likelihood L_k; the paper has 5000
+    split: str = "test"  # evaluate on train, validation or test images
+    train: bool = True  # train, or go on with what is on disk
+    evaluate: bool = True  # log-likelihood, ELBO, active units
+    plot: bool = True  # figures
+    results_dir: str = "results"  # where runs are written
+    datasets_dir: str | None = None  # where data are cached; None: $IWAE_DATASETS_DIR, or datasets/ beside this file
+
+
+# ---------------------------------------------------------------------------------------------- edit here
+PARAMETERS = Parameters(
+    dataset="mnist",
+    k=5,
+    latent_units=(50,),
+    hidden_units=((200, 200),),
+    schedule="quick",
+    k_evaluation=500,
+    seed=0,
+)
+COMPARE = ("vae", "iwae")  # objectives to train PARAMETERS with, side by side
+# --------------------------------------------------------------------------------------------------------
+
+NETS = {1: ((50,), ((200, 200),)), 2: ((100, 50), ((200, 200), (100, 100)))}  # latent_units, hidden_units
+
+# Burda et al. 2016, Table 1: negative test log-likelihood on MNIST in nats, and active units.
+PAPER = {
+    "vae_l1_k1": (86.76, "19"),
+    "vae_l1_k5": (86.47, "20"),
+    "vae_l1_k50": (86.35, "20"),
+    "vae_l2_k1": (85.33, "16+5"),
+    "vae_l2_k5": (85.01, "17+5"),
+    "vae_l2_k50": (84.78, "17+5"),
+    "iwae_l1_k5": (85.54, "22"),
+    "iwae_l1_k50": (84.78, "25"),
+    "iwae_l2_k5": (83.89, "21+5"),
+    "iwae_l2_k50": (82.90, "26+7"),
+}
+
+
+def table_1_cell(name):
+    """The run of a cell of Table 1: its objective, layers and k are in its name."""
+    objective, layers, k = re.fullmatch(r"(\w+)_l(\d+)_k(\d+)", name).groups()
+    latent_units, hidden_units = NETS[int(layers)]
+    return Parameters(
+        objective=objective,
+        k=int(k),
+        latent_units=latent_units,
+        hidden_units=hidden_units,
+        schedule="paper",
+        k_evaluation=5000,
+    )
+
+
+NAMED_RUNS = {name: table_1_cell(name) for name in PAPER}
+ALIASES = {"iwae_l1_k1": "vae_l1_k1", "iwae_l2_k1": "vae_l2_k1"}  # at k = 1 the two bounds are one
+
+SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
+VERSIONS = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # recorded with the results
+EVALUATION_SEED = 2016  # of the binarised test draw and the evaluation's samples: the same for every run
+
+
+def resolve(names, overrides):
+    """[(run name, Parameters)] of the runs that the command line asks for, without doubles."""
+    names = names or ([overrides["objective"]] if "objective" in overrides else COMPARE)
+    runs = {}
+    for name in names:
+        name = ALIASES.get(name, name)
+        if name in NAMED_RUNS:
+            base = parameters = NAMED_RUNS[name]
+        elif name in OBJECTIVES:
+            base, parameters = Parameters(objective=name), replace(PARAMETERS, objective=name)
+        else:
+            fail(f"no run is called {name!r}", name, [*NAMED_RUNS, *ALIASES, *OBJECTIVES])
+        parameters = replace(parameters, **overrides)
+        if found := problems(parameters):
+            sys.exit("\n".join(f"experiments.py: {problem}" for problem in found))
+        runs[run_name((name, base), parameters)] = parameters
+    return list(runs.items())
+
+
+def list_runs():
+    """Print the named runs, with the paper's numbers beside them."""
+    print(f"{'run':<14}{'paper: NLL':>11}{'active units':>14}   Burda et al. 2016, Table 1 (MNIST, -L_5000 in nats)")
+    for name, (nll, active) in PAPER.items():
+        also = "".join(f"   also called {alias}" for alias, run in ALIASES.items() if run == name)
+        print(f"{name:<14}{nll:>11.2f}{active:>14}{also}")
+    print(f"\nPARAMETERS of experiments.py, trained with one objective: {', '.join(OBJECTIVES)}")
+
+
+def load_data(parameters):
+    """The run's data set, or the sample that ships with the project where MNIST cannot be had."""
+    try:
+        data = load_dataset(parameters.dataset, parameters.datasets_dir, parameters.binarization)
+    except DatasetError as error:
+        if parameters.dataset != "mnist":
+            raise
+        tried = "; ".join(line.strip() for line in str(error).splitlines())
+        print(f"{tried} Going on with {SAMPLE}: its likelihoods cannot be compared with the paper's.", file=sys.stderr)
+        data = load_dataset(SAMPLE, binarization=parameters.binarization)
+    if parameters.batch > len(data.x_train):
+        sys.exit(f"experiments.py: batch = {parameters.batch}: {data.name} has {len(data.x_train)} training images")
+    return data
+
+
+def settings(parameters, data):
+    """What parameters.json holds: every field, and the number of features that the networks read."""
+    return json.loads(json.dumps(asdict(parameters) | {"features": data.x_train.shape[1]}))
+
+
+def open_folder(name, parameters, data):
+    """The run's folder; leaves with the difference where it holds another run, or none though none is to be trained."""
+    folder = Path(parameters.results_dir) / data.name / f"{name}__seed{parameters.seed}"
+    if (folder / "parameters.json").exists():
+        ours, theirs = settings(parameters, data), json.loads((folder / "parameters.json").read_text())
+        outcome = [field for field in ours if field not in NOT_IN_NAME - {"dataset", "seed"}]
+        if changed := [field for field in outcome if theirs.get(field) != ours[field]]:
+            differences = ", ".join(f"{field} {theirs.get(field)!r} there, {ours[field]!r} here" for field in changed)
+            sys.exit(
+                f"experiments.py: {folder} holds another run ({differences}): "
+                "delete that folder, or choose another place with --results_dir"
+            )
+    if not parameters.train and not (folder / "model.weights.h5").exists():
+        sys.exit(f"experiments.py: no trained model in {folder}: run the same command without --train false")
+    return folder
+
+
+def train_run(folder, parameters, data):
+    """Train the run in its folder, or go on where it was stopped."""
+    from evaluation import mean_bound
+    from losses import OBJECTIVES
+    from models import Autoencoder
+    from training import train, write_text
+
+    write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
+    if (folder / "model.weights.h5").exists():
+        print(f"{folder.name}: trained already")
+        return
+    shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood
+    model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
+    x_validation = binarize(data.x_validation, data.binarization, EVALUATION_SEED)
+    objective = OBJECTIVES[parameters.objective]
+    train(model, data.x_train, parameters, folder, mean_bound(model, x_validation, objective, parameters.k))
+
+
+def evaluation_images(parameters, data):
+    """The images of the run's split, as they are fed to the encoder: one binarisation draw, the same for every run."""
+    return binarize(getattr(data, f"x_{parameters.split}"), data.binarization, EVALUATION_SEED)
+
+
+def evaluate_run(folder, parameters, data):
+    """Write results.json and log_likelihoods.npy of a trained run."""
+    from evaluation import active_units, bounds, unit_variances
+    from models import load_run
+    from training import read_log, whole_file, write_text
+
+    model, x = load_run(folder), evaluation_images(parameters, data)
+    log_likelihoods, elbos = bounds(model, x, parameters.k_evaluation, EVALUATION_SEED, f"{folder.name} L_k")
+    log = read_log(folder)
+    results = {
+        "nll": -float(np.mean(log_likelihoods, dtype=np.float64)),
+        "nll_standard_error": float(np.std(log_likelihoods, ddof=1, dtype=np.float64) / np.sqrt(len(x))),
+        "elbo": float(np.mean(elbos, dtype=np.float64)),
+        "active_units": active_units(unit_variances(model, x, EVALUATION_SEED)),
+        f"n_{parameters.split}": len(x),
+        **{
+            field: getattr(parameters, field)
+            for field in ("k", "k_evaluation", "split", "objective", "dataset", "seed")
+        },
+        "epochs": len(log),
+        "train_seconds": log[-1]["seconds"],
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+    }
+    with whole_file(folder / "log_likelihoods.npy") as partial:
+        np.save(partial, log_likelihoods)
+    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+
+
+def plot_run(folder, parameters, data):
+    """Draw every plot of a trained and evaluated run into figures/, with the arrays that they show."""
+    from evaluation import figure_arrays
+    from models import load_run
+    from training import read_log, whole_file
+
+    log, x, results = read_log(folder), evaluation_images(parameters, data), read_results(folder)
+    x_mean, labels = grey(getattr(data, f"x_{parameters.split}")), getattr(data, f"y_{parameters.split}")
+    arrays = figure_arrays(load_run(folder), x_mean, x, labels, EVALUATION_SEED)
+    arrays |= {name: np.array([r[name] for r in log]) for name in ("epoch", "bound_train", "bound_validation")}
+    arrays["image_shape"] = np.array(data.image_shape)
+    arrays |= {name: np.array(results[name]) for name in ("log_likelihoods", "k_evaluation")}
+    with whole_file(folder / "figures" / "arrays.npz") as partial:
+        np.savez_compressed(partial, **arrays)
+    draw({folder.name: arrays}, folder / "figures")
+
+
+def draw(runs, folder):
+    """Save every plot of the runs {label: arrays} into a folder."""
+    from plotting import PLOTS, save_figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, plot in PLOTS.items():
+        save_figure(plot(runs), folder / f"{name}.png")
+    print(f"figures: {folder}/")
+
+
+def compare(folders):
+    """Print runs of one data set side by side, and write comparison.md and its figures beside their folders."""
+    from evaluation import comparison_table
+    from training import write_text
+
+    place = folders[0].parent
+    table = comparison_table({folder.name: read_results(folder) for folder in folders})
+    text = f"# Runs on {place.name}\n\n{table}\n"
+    print(f"\n{table}\n")
+    if all((folder / "figures" / "arrays.npz").exists() for folder in folders):
+        draw({folder.name: np.load(folder / "figures" / "arrays.npz") for folder in folders}, place / "comparison")
+        figures = sorted((place / "comparison").glob("*.png"))
+        text += "".join(f"\n![{figure.stem}](comparison/{figure.name})\n" for figure in figures)
+    write_text(place / "comparison.md", text)
+    print(f"comparison: {place}/comparison.md")
+
+
+def read_results(folder):
+    """What a run's evaluation left: the contents of results.json, and log_likelihoods [n]."""
+    if not (folder / "results.json").exists():
+        sys.exit(f"experiments.py: {folder} is not evaluated: run the same command without --evaluate false")
+    results = json.loads((folder / "results.json").read_text())
+    return results | {"log_likelihoods": np.load(folder / "log_likelihoods.npy")}
+
+
+def main(arguments=None):
+    """Do what the command line asks for; everything that can be refused is, before TensorFlow is imported."""
+    names, overrides, listed = parse(arguments, Parameters, __doc__)
+    if listed:
+        return list_runs()
+    loaded, runs = {}, []
+    for name, parameters in resolve(names, overrides):
+        source = (parameters.dataset, parameters.datasets_dir, parameters.binarization)
+        data = loaded[source] if source in loaded else loaded.setdefault(source, load_data(parameters))
+        parameters = replace(parameters, dataset=data.name, binarization=data.binarization)
+        runs.append((open_folder(name, parameters, data), parameters, data))
+    with quiet_start():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+    for folder, parameters, data in runs:
+        for wanted, do in (
+            (parameters.train, train_run),
+            (parameters.evaluate, evaluate_run),
+            (parameters.plot, plot_run),
+        ):
+            if wanted:
+                do(folder, parameters, data)
+    for place in dict.fromkeys(folder.parent for folder, *_ in runs):
+        if len(folders := [folder for folder, *_ in runs if folder.parent == place]) > 1:
+            compare(folders)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DatasetError, FloatingPointError, OSError) as error:
+        sys.exit(f"experiments.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("experiments.py: stopped; the same command goes on from the last checkpoint")

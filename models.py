@@ -1,0 +1,200 @@
+"""The networks: an encoder q(z | x) and a decoder p(x, z) with any number of stochastic layers, shared by VAE and IWAE.
+
+z = [z_1 .. z_L] with ``z[0]`` nearest the data; each is ``[k, batch, units]``, k samples for every input of a batch.
+Densities are in nats, one value per sample and input: ``[k, batch]``.
+"""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfd = tfp.distributions
+
+LIKELIHOODS = ("bernoulli", "gaussian")
+
+
+def dense(units, initializer_seed, activation=None, bias="zeros"):
+    """Dense layer with the initial weights of Glorot and Bengio (2010), as Burda et al. 2016 use them."""
+    kernel = keras.initializers.GlorotUniform(seed=initializer_seed)
+    return keras.layers.Dense(units, activation, kernel_initializer=kernel, bias_initializer=bias)
+
+
+class GaussianLayer(keras.layers.Layer):
+    """Stochastic layer: tanh layers, then the mean and log standard deviation of a diagonal Gaussian."""
+
+    def __init__(self, hidden_units, units, initializer_seed):
+        super().__init__()
+        self.hidden = [dense(n, initializer_seed, "tanh") for n in hidden_units]
+        self.mean = dense(units, initializer_seed)
+        self.log_std = dense(units, initializer_seed)
+
+    def call(self, inputs):
+        """inputs [..., n] -> mean and log_std, each [..., units]."""
+        for layer in self.hidden:
+            inputs = layer(inputs)
+        return self.mean(inputs), self.log_std(inputs)
+
+    def distribution(self, inputs):
+        """inputs [..., n] -> Gaussian with events [units] and batch shape [...]."""
+        mean, log_std = self(inputs)
+        return tfd.Independent(tfd.Normal(mean, tf.exp(log_std)), 1)
+
+
+class DataLayer(keras.layers.Layer):
+    """p(x | z_1): tanh layers, then Bernoulli logits, or Gaussian means with one learned standard deviation for all."""
+
+    def __init__(self, hidden_units, likelihood, x_train_mean, initializer_seed):
+        super().__init__()
+        self.likelihood = likelihood
+        self.hidden = [dense(n, initializer_seed, "tanh") for n in hidden_units]
+        if likelihood == "bernoulli":
+            mean = np.clip(x_train_mean, 0.001, 0.999)
+            self.head = dense(len(mean), initializer_seed, bias=constant(np.log(mean) - np.log1p(-mean)))
+        else:
+            self.head = dense(len(x_train_mean), initializer_seed, bias=constant(x_train_mean))
+            self.log_std = self.add_weight(shape=(), initializer="zeros", name="log_std")
+
+    def call(self, z):
+        """z [..., units] -> Bernoulli logits or Gaussian means [..., features]."""
+        for layer in self.hidden:
+            z = layer(z)
+        return self.head(z)
+
+    def log_prob(self, x, z):
+        """x [batch, features], z [k, batch, units] -> log p(x | z) [k, batch]."""
+        output = self(z)
+        if self.likelihood == "bernoulli":
+            # A third of the time of tfd.Bernoulli's two softplus terms, and exact for logits of any size.
+            x = tf.broadcast_to(x, tf.shape(output))
+            return -tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(x, output), axis=-1)
+        return tf.reduce_sum(tfd.Normal(output, tf.exp(self.log_std)).log_prob(x), axis=-1)
+
+    def expectation(self, z):
+        """z [..., units] -> E[x | z] [..., features]."""
+        return tf.sigmoid(self(z)) if self.likelihood == "bernoulli" else self(z)
+
+
+def constant(values):
+    """Initializer that gives an array: keras.initializers.Constant takes scalars alone."""
+    return lambda shape, dtype=None: tf.cast(values, dtype)
+
+
+class Autoencoder(keras.Model):
+    """Encoder and decoder of Burda et al. 2016: a VAE or an IWAE, whichever objective trains it.
+
+    latent_units: units of z_1 .. z_L. hidden_units: for each, the tanh layers between it and what lies below it, in the
+    encoder's order; the decoder has them mirrored. x_train_mean [features]: sets the initial output bias.
+    Raises ValueError for another likelihood than those of LIKELIHOODS or tuples of unequal length.
+    """
+
+    def __init__(self, x_train_mean, latent_units, hidden_units, likelihood="bernoulli", seed=0):
+        super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood {likelihood!r}: one of {', '.join(LIKELIHOODS)}")
+        initializer_seed = keras.random.SeedGenerator(seed)  # advances: no two layers start alike
+        layers = list(zip(hidden_units, latent_units, strict=True))
+        self.latent_units = tuple(latent_units)
+        self.encoder = [GaussianLayer(hidden, units, initializer_seed) for hidden, units in layers]
+        self.decoder = [DataLayer(hidden_units[0][::-1], likelihood, np.asarray(x_train_mean), initializer_seed)]
+        for hidden, below in zip(hidden_units[1:], latent_units[:-1], strict=True):
+            self.decoder.append(GaussianLayer(hidden[::-1], below, initializer_seed))
+        self.build((None, len(x_train_mean)))
+
+    def build(self, input_shape):
+        """Make every weight, by one pass through all layers."""
+        self.log_weights(tf.zeros([1, input_shape[-1]], self.compute_dtype), k=1, seed=(0, 0))
+        self.built = True
+
+    @property
+    def theta(self):
+        """Trainable variables of the decoder."""
+        return [variable for layer in self.decoder for variable in layer.trainable_variables]
+
+    @property
+    def phi(self):
+        """Trainable variables of the encoder."""
+        return [variable for layer in self.encoder for variable in layer.trainable_variables]
+
+    def encode(self, x):
+        """x [batch, features] -> the distribution q(z_1 | x), batch shape [batch]; whatever k is, x is read once."""
+        return self.encoder[0].distribution(x)
+
+    def draw_noise(self, k, batch, seed):
+        """Standard normal noise, a [k, batch, units] for each layer. seed: [2] integers, stateless."""
+        seeds = tf.unstack(tf.random.split(seed, len(self.latent_units)))
+        return [
+            tf.random.stateless_normal([k, batch, units], layer_seed, dtype=self.compute_dtype)
+            for units, layer_seed in zip(self.latent_units, seeds, strict=True)
+        ]
+
+    def sample_posterior(self, q, noise):
+        """q = encode(x), noise of draw_noise -> z, reparameterised samples of q(z | x)."""
+        z = []
+        for layer, layer_noise in zip(self.encoder, noise, strict=True):
+            q = layer.distribution(z[-1]) if z else q
+            z.append(q.mean() + q.stddev() * layer_noise)
+        return z
+
+    def conditionals(self, q, z):
+        """q = encode(x), z -> the distributions [q(z_1 | x), q(z_2 | z_1), ..]."""
+        return [q] + [layer.distribution(below) for layer, below in zip(self.encoder[1:], z[:-1], strict=True)]
+
+    def log_q_z_given_x(self, q, z):
+        """q = encode(x), z -> log q(z | x) [k, batch]."""
+        return tf.add_n([layer.log_prob(z_l) for layer, z_l in zip(self.conditionals(q, z), z, strict=True)])
+
+    def prior(self):
+        """p(z_L), standard normal."""
+        return tfd.Independent(tfd.Normal(tf.zeros(self.latent_units[-1], self.compute_dtype), 1), 1)
+
+    def log_joint(self, x, z):
+        """x [batch, features], z -> log p(x, z) [k, batch]."""
+        terms = [self.decoder[0].log_prob(x, z[0]), self.prior().log_prob(z[-1])]
+        for layer, below, above in zip(self.decoder[1:], z[:-1], z[1:], strict=True):
+            terms.append(layer.distribution(above).log_prob(below))
+        return tf.add_n(terms)
+
+    def log_weights(self, x, k, seed, q=None):
+        """Log importance weights log_w = log p(x, z) - log q(z | x) [k, batch] of k samples of q (Burda et al. 2016).
+
+        x: [batch, features]; seed: [2] integers, stateless; q: encode(x), where it is at hand already.
+        """
+        q = self.encode(x) if q is None else q
+        z = self.sample_posterior(q, self.draw_noise(k, tf.shape(x)[0], seed))
+        return self.log_joint(x, z) - self.log_q_z_given_x(q, z)
+
+    def decode(self, z_1):
+        """z_1 [..., units] -> E[x | z_1] [..., features]: pixel probabilities, or Gaussian means."""
+        return self.decoder[0].expectation(z_1)
+
+    def reconstruct(self, x):
+        """x [batch, features] -> E[x | z_1 = the mean of q(z_1 | x)] [batch, features]."""
+        return self.decode(self.encode(x).mean())
+
+    def sample(self, n, seed):
+        """E[x | z_1] [n, features] at n ancestral samples of the prior. seed: [2] integers, stateless."""
+        *seeds, top_seed = tf.unstack(tf.random.split(seed, len(self.latent_units)))
+        z = self.prior().sample(n, seed=top_seed)
+        for layer, layer_seed in zip(self.decoder[:0:-1], seeds, strict=True):
+            z = layer.distribution(z).sample(seed=layer_seed)
+        return self.decode(z)
+
+
+def load_run(folder):
+    """The trained model that `experiments.py` left in a run's folder.
+
+    Reads parameters.json and model.weights.h5. Raises FileNotFoundError where one of them is missing.
+    """
+    parameters = json.loads((Path(folder) / "parameters.json").read_text())
+    model = Autoencoder(
+        np.zeros(parameters["features"]),
+        parameters["latent_units"],
+        parameters["hidden_units"],
+        parameters["likelihood"],
+    )
+    model.load_weights(Path(folder) / "model.weights.h5")
+    return model

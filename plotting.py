@@ -1,0 +1,398 @@
+"""Figures of one run or of several side by side: numpy arrays in, a matplotlib Figure out.
+
+Every plot takes `runs`, a dict {label: arrays}, where `arrays` maps names to numpy arrays (a loaded npz will
+do); its docstring names the arrays that it reads. A new plot is one function and one entry of `PLOTS`.
+Nothing here opens a window, needs a display or touches `rcParams`: figures are made without pyplot.
+"""
+
+import os
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+WIDTH = 8.3  # inches: a README shows about 830 pixels, so that an inch is 100 of them
+DPI = 160
+TITLE, TEXT, SMALL = 12, 10, 9  # font sizes in points
+# Colours of runs and digits: Paul Tol's "muted" scheme, safe for colour-blind readers, and black as tenth.
+PALETTE = "#332288 #CC6677 #117733 #88CCEE #882255 #DDCC77 #44AA99 #999933 #AA4499 #000000".split()
+IMAGE_STYLE = {"cmap": "gray", "vmin": 0, "vmax": 1}
+MAX_TILES = 100  # weight images shown per panel
+
+
+def training_curves(runs):
+    """Each run's own bound (nats) against the epoch: training images solid, validation images dashed.
+
+    Reads epoch [e], bound_train [e], bound_validation [e].
+    """
+    epochs = np.concatenate([arrays["epoch"] for arrays in runs.values()])
+    logarithmic = epochs.min() > 0 and epochs.max() > 40
+    bottom, caption = _bottom_of_curves(runs, np.log if logarithmic else np.asarray)
+    title = "Bound on training images (solid) and validation images (dashed)"
+    figure = _figure(title, caption, 4.4 + 0.2 * len(runs))
+    axes = figure.subplots()
+    for i, (label, arrays) in enumerate(runs.items()):
+        epoch, train, validation = arrays["epoch"], arrays["bound_train"], arrays["bound_validation"]
+        last = f"training {_number(train[-1])}, validation {_number(validation[-1])} at epoch {epoch[-1]}"
+        marker = "o" if len(epoch) <= 40 else ""
+        style = {"color": PALETTE[i % 10], "marker": marker, "markersize": 4, "linewidth": 1.6}
+        axes.plot(epoch, train, label=label + (": " if len(label) < 50 else ":\n") + last, **style)
+        axes.plot(epoch, validation, linestyle=(0, (4, 2)), markerfacecolor="white", **style)
+    _label(axes, "epoch (logarithmic axis)" if logarithmic else "epoch", "bound (nats)")
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_ylim(bottom=bottom)
+    axes.grid(color="0.92")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=SMALL, borderaxespad=0.2)
+    return figure
+
+
+def _bottom_of_curves(runs, scale):
+    """Where the bound axis starts (None: at the lowest value) and the caption that says so.
+
+    The first epochs lie so low that they squash the rest: they are cut off where that gives the rest more
+    than twice the room. "First" is measured along the x axis as it is drawn, hence the `scale` of the epochs.
+    """
+    caption = "The bound is the objective that the run trains on"
+    caption += ": with different k compare test log-likelihoods instead." if len(runs) > 1 else "."
+    drawn = []
+    for arrays in runs.values():
+        x = scale(arrays["epoch"])
+        for bound in (arrays["bound_train"], arrays["bound_validation"]):
+            drawn.append(np.interp(np.linspace(x[0], x[-1], 200), x, bound))
+    lowest, highest = np.min(drawn), np.max(drawn)
+    bottom = min(np.quantile(bound, 0.15) for bound in drawn)
+    if highest - lowest <= 2 * (highest - bottom):
+        return None, caption
+    return bottom, f"{caption} The first epochs, from {_number(lowest, 0)} nats upwards, lie below the axis."
+
+
+def reconstructions(runs):
+    """Test images, a column each, above what each run's decoder makes of them, a row per way to choose z.
+
+    Reads image_shape [2], x_mean and x [n, features], reconstruction_mean, reconstruction_sample and
+    reconstruction_resampled [n, features], k_resampling.
+    """
+    rows, before = [], ()  # rows: (heading above, label at the left, images [n, features])
+    for run, arrays in runs.items():
+        originals = arrays["x_mean"], arrays["x"]
+        if not (before and all(map(np.array_equal, originals, before))):
+            rows += [(f"{run}: test images" if before else "", "original", originals[0])]
+            rows += [("", "as fed to the encoder", originals[1])]
+        resampled = f"importance-weighted\nresampling, k = {arrays['k_resampling']}"
+        rows += [(run, "mean of q(z | x)", arrays["reconstruction_mean"])]
+        rows += [("", "one sample of q(z | x)", arrays["reconstruction_sample"])]
+        rows += [("", resampled, arrays["reconstruction_resampled"])]
+        before = originals
+    shape, count = _image_shape(runs), max(len(images) for *_, images in rows)
+    height = _cell_height(shape)
+    tops = height * np.arange(len(rows)) + 0.55 * np.cumsum([heading != "" for heading, *_ in rows])
+    bottom = tops[-1] + height
+    caption = "Rows of a run: decoder means at the z named at the left, where q is the run's encoder."
+    figure = _figure("Reconstructions of test images", caption, 0.65 + bottom * (WIDTH - 1.6) / count)
+    axes = figure.subplots()
+    for top, (heading, _, images) in zip(tops, rows, strict=True):
+        _tiles(axes, images, shape, count, top, **IMAGE_STYLE)
+        if heading:
+            axes.text(0, top - 0.1, heading, fontsize=TEXT, fontweight="bold", va="bottom")
+    axes.set(xlim=(0, count), ylim=(bottom, 0))
+    axes.set_yticks(tops + height / 2, [label for _, label, _ in rows], fontsize=SMALL)
+    return figure
+
+
+def prior_samples(runs):
+    """Decoder means at samples of the prior, a grid per run.
+
+    Reads image_shape [2], prior_samples [m, features].
+    """
+    title, caption = "Samples from the prior", "Decoder means at z drawn from the prior p(z)."
+    samples = {run: (arrays["prior_samples"], "") for run, arrays in runs.items()}
+    return _tile_figure(title, caption, _image_shape(runs), WIDTH, [samples], [IMAGE_STYLE])[0]
+
+
+def posterior_scatter(runs):
+    """One sample of q(z|x) for each test image, by class: the aggregate posterior, not one input's.
+
+    Reads posterior_samples [s, 2], posterior_projection ("latent" or "PCA"), posterior_explained [2] (shares
+    of the variance) and labels [s] (-1: there are none; then, and for more than ten classes, one colour).
+    """
+    classes = np.unique(np.concatenate([arrays["labels"] for arrays in runs.values()]))
+    classes = classes[:0] if classes[0] < 0 or len(classes) > len(PALETTE) else classes
+    count, columns = max(len(arrays["posterior_samples"]) for arrays in runs.values()), _columns(len(runs))
+    caption = f"One sample of q(z | x), top layer, per test image ({count:,})"
+    caption += "; numbers at class medians" if len(classes) else ""
+    caption += ". Not the posterior of any single image."
+    height = min(5, (WIDTH - 0.5) / columns)
+    figure, panels = _panels(runs, "Aggregate posterior over the test set", caption, height)
+    reach = 1.05 * max(np.abs(arrays["posterior_samples"]).max() for arrays in runs.values())
+    for (axes,), (run, arrays) in zip(panels, runs.items(), strict=True):
+        points, labels = arrays["posterior_samples"], arrays["labels"]
+        colours = np.take(PALETTE, np.searchsorted(classes, labels)) if len(classes) else PALETTE[0]
+        axes.scatter(*points.T, s=4, c=colours, alpha=0.4, linewidths=0)
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", anchor="NW")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        _label(axes, *_projection_names(arrays))
+        _heading(axes, run, len(runs))
+        _class_badges(axes, points, labels, classes, 0.08 * columns * reach)
+    style = {"marker": "o", "linestyle": ""}
+    dots = [Line2D([], [], color=c, label=n, **style) for n, c in zip(classes, PALETTE, strict=False)]
+    if dots:
+        place = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "handletextpad": 0}
+        panels[columns - 1, 0].legend(handles=dots, frameon=False, fontsize=SMALL, **place)
+    return figure
+
+
+def _class_badges(axes, points, labels, classes, distance):
+    """Each class's number in a ring of its colour at its median, pushed aside where two would overlap."""
+    present = [i for i, name in enumerate(classes) if name in labels]
+    medians = np.array([np.median(points[labels == classes[i]], axis=0) for i in present]).reshape(-1, 2)
+    for i, place in zip(present, _spread(medians, distance), strict=True):
+        ring = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": PALETTE[i], "linewidth": 2}
+        style = {"ha": "center", "va": "center", "fontsize": SMALL, "fontweight": "bold"}
+        axes.text(*place, classes[i], bbox=ring, **style)
+
+
+def _projection_names(arrays):
+    """The names of both axes: latent units, or principal components with their share of the variance."""
+    if str(arrays["posterior_projection"]) == "latent":
+        return ["latent unit 1", "latent unit 2"]
+    shares = arrays["posterior_explained"]
+    return [f"PCA {i} ({share:.0%} of variance)" for i, share in enumerate(shares, 1)]
+
+
+def _spread(points, distance):
+    """Places for labels: `points` [n, 2] pushed apart until neighbours are about `distance` apart."""
+    for _ in range(200):
+        offsets = points[:, None] - points[None]
+        gaps = np.linalg.norm(offsets, axis=-1, keepdims=True)
+        directions = np.divide(offsets, gaps, out=np.zeros_like(offsets), where=gaps > 0)
+        points = points + 0.25 * np.sum(directions * np.maximum(distance - gaps, 0), axis=1)
+    return points
+
+
+def active_units(runs):
+    """Histogram of log10 Var_x(E[z|x]) over latent units, a panel per run and stochastic layer.
+
+    Reads unit_variance_1 [d_1], unit_variance_2 [d_2], ... (nearest the data first) and active_threshold.
+    """
+    variances = {run: _unit_variances(arrays) for run, arrays in runs.items()}
+    highest = max(variance.max() for layers in variances.values() for variance in layers)
+    caption = "Variance over test images, per latent unit. Dark: active. The first bin also holds what is lower."
+    rows = max(map(len, variances.values()))
+    figure, panels = _panels(runs, "Active latent units", caption, 2.6, rows, sharex=True, sharey=True)
+    for column, (run, arrays) in zip(panels, runs.items(), strict=True):
+        threshold = float(arrays["active_threshold"])
+        for layer, (axes, variance) in enumerate(zip(column, variances[run], strict=False), 1):
+            _variance_histogram(axes, variance, threshold, highest)
+            text = f"layer {layer}: " if rows > 1 else ""
+            active = np.count_nonzero(variance > threshold)
+            _heading(axes, run, len(runs), f"{text}{active} of {len(variance)} active")
+        for axes in column[len(variances[run]) :]:
+            axes.remove()
+    return figure
+
+
+def _variance_histogram(axes, variance, threshold, highest):
+    """log10 of the variances [d] from three decades below the threshold to the highest, and the threshold."""
+    # The threshold is an edge between two bins, so that no bar holds both kinds of unit.
+    below, above = 12, np.ceil(4 * np.log10(max(highest / threshold, 10))) + 1
+    edges = np.log10(threshold) + np.arange(-below, above + 1) / 4
+    # Estimates of dead units may be negative: fmax puts their nan into the first bin.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = np.fmax(np.log10(variance), edges[0])
+    bars = axes.hist(drawn, bins=edges, color=PALETTE[0])[2]
+    for bar in bars[:below]:
+        bar.set_facecolor("0.7")
+    colour = PALETTE[4]
+    axes.axvline(np.log10(threshold), color=colour, linewidth=1.6)
+    place = {"xy": (np.log10(threshold), 1), "xycoords": ("data", "axes fraction")}
+    place |= {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "top"}
+    axes.annotate(f"threshold {threshold:g}", color=colour, fontsize=SMALL, **place)
+    axes.margins(y=0.25)
+    _label(axes, "log₁₀ Var(E[z | x])", "latent units")
+
+
+def _unit_variances(arrays):
+    """The arrays unit_variance_1, unit_variance_2, ... as far as they are there."""
+    names = (f"unit_variance_{layer}" for layer in range(1, 100))
+    return [arrays[name] for name in names if name in arrays]
+
+
+def weights(runs):
+    """What hidden units look at and what they draw: an image of weights per unit, largest norm first.
+
+    Reads image_shape [2], encoder_weights [features, h] (first layer), decoder_weights [h, features] (last).
+    """
+    encoders = {run: arrays["encoder_weights"].T for run, arrays in runs.items()}
+    decoders = {run: arrays["decoder_weights"] for run, arrays in runs.items()}
+    rows, styles = [], []
+    for name, units_of in (("encoder, first layer", encoders), ("decoder, last layer", decoders)):
+        largest = {run: _largest(units) for run, units in units_of.items()}
+        rows.append({run: (w, f"{name}: {len(w)} of {len(units_of[run])}") for run, w in largest.items()})
+        limit = max(np.quantile(np.abs(units), 0.995) for units in units_of.values())
+        styles.append({"cmap": "RdBu_r", "vmin": -limit, "vmax": limit})
+    caption = "One image per hidden unit: its weights from or to the pixels. Units in the order of their norm."
+    title = "Weights of the first and the last layer"
+    figure, panels = _tile_figure(title, caption, _image_shape(runs), WIDTH - 0.9, rows, styles)
+    for row, style in zip(panels.T, styles, strict=True):
+        for axes in row:
+            axes.set_facecolor("0.7")  # the middle of the colour scale is white, as the gaps would be
+        ticks = [style["vmin"], 0, style["vmax"]]
+        place = {"ax": row.tolist(), "aspect": 30, "pad": 0.01, "extend": "both"}
+        bar = figure.colorbar(row[0].images[0], ticks=ticks, format="{x:.2g}", **place)
+        bar.set_label("weight", fontsize=SMALL)
+        bar.ax.tick_params(labelsize=SMALL)
+    return figure
+
+
+def _largest(units):
+    """The units [h, features] of largest norm, in that order."""
+    return units[np.argsort(-np.linalg.norm(units, axis=1), kind="stable")[:MAX_TILES]]
+
+
+def log_likelihoods(runs):
+    """Histogram of the estimates of log p(x) (nats) over test images, a panel per run, and their mean.
+
+    Reads log_likelihoods [n_test], k_evaluation.
+    """
+    pooled = np.concatenate([arrays["log_likelihoods"] for arrays in runs.values()])
+    edges = np.histogram_bin_edges(pooled, bins=60)
+    caption = "Line: the mean, ± one standard error over the test images."
+    caption += " Runs share the images: judge them by their paired difference." * (len(runs) > 1)
+    figure = _figure("Log-likelihood of each test image", caption, 1 + 1.8 * len(runs))
+    panels = figure.subplots(len(runs), sharex=True, sharey=True, squeeze=False)[:, 0]
+    for i, (axes, (run, arrays)) in enumerate(zip(panels, runs.items(), strict=True)):
+        values = arrays["log_likelihoods"]
+        error = values.std(ddof=1) / np.sqrt(len(values))
+        axes.hist(values, bins=edges, color=PALETTE[i % 10], alpha=0.75)
+        axes.axvline(values.mean(), color="black", linewidth=1.6)
+        mean = f"mean {_number(values.mean())} ± {error:.2f} nats"
+        _label(axes, "", "images")
+        _heading(axes, run, 1, f"{mean} ({len(values):,} images, k = {arrays['k_evaluation']})")
+    panels[-1].set_xlabel("estimate of log p(x) by k importance samples (nats)", fontsize=TEXT)
+    return figure
+
+
+def _figure(title, caption, height):
+    """An empty Figure of README width with its title above and its caption below."""
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=TITLE, fontweight="bold")
+    figure.supxlabel(textwrap.fill(caption, 125), x=0.01, ha="left", fontsize=SMALL, color="0.35")
+    return figure
+
+
+def _columns(count):
+    """How many of `count` panels stand side by side: at most three, and rows as even as can be."""
+    return -(-count // -(-count // 3))
+
+
+def _panels(runs, title, caption, height, rows=1, **subplots):
+    """A Figure and its panels [run, rows]: runs side by side, each with `rows` panels of `height` inches."""
+    columns = _columns(len(runs))
+    blocks = -(-len(runs) // columns)
+    figure = _figure(title, caption, 0.6 + height * rows * blocks)
+    grid = figure.subplots(blocks * rows, columns, squeeze=False, **subplots)
+    panels = grid.reshape(blocks, rows, columns).swapaxes(1, 2).reshape(-1, rows)
+    for axes in panels[len(runs) :].flat:
+        axes.remove()
+    return figure, panels[: len(runs)]
+
+
+def _heading(axes, run, count, text=""):
+    """The run's name above its panel, broken where its parts meet if `count` panels leave no room for it."""
+    lines = textwrap.wrap(run.replace("__", "__ "), 90 // _columns(count))
+    name = "\n".join(lines).replace("__ ", "__")
+    axes.set_title(f"{name}\n{text}".strip(), loc="left", fontsize=TEXT)
+
+
+def _label(axes, xlabel, ylabel):
+    """Axis labels and ticks in the sizes of this file, without the frame's upper and right side."""
+    axes.set_xlabel(xlabel, fontsize=TEXT)
+    axes.set_ylabel(ylabel, fontsize=TEXT)
+    axes.tick_params(labelsize=SMALL, labelbottom=True, labelleft=True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _number(value, decimals=2):
+    """A number with the same long minus sign as those on the axes."""
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def _image_shape(runs):
+    """Rows and columns of an image, the same for all runs."""
+    return next(iter(runs.values()))["image_shape"]
+
+
+def _cell_height(image_shape):
+    """Height of a tile of width 1: the image's own, but rows of pixels (1, n) would be hairlines."""
+    return np.clip(image_shape[0] / image_shape[1], 0.4, 2.5)
+
+
+def _tiles(axes, images, image_shape, columns, top=0.0, **style):
+    """Draws images [n, features] as tiles of width 1 in rows of `columns`, from `top` downwards."""
+    height = _cell_height(image_shape)
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        extent = (column, column + 0.94, top + row * height + 0.94 * height, top + row * height)
+        axes.imshow(image.reshape(image_shape), extent=extent, interpolation="nearest", **style)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_anchor("NW")  # else the layout misjudges the room for the labels of a panel of fixed aspect
+
+
+def _tile_figure(title, caption, image_shape, width, rows, styles):
+    """A Figure of tile grids, a column per run, and its panels [run, row]; `width` inches hold the grids.
+
+    rows: a list of {run: (images [n, features], text below the run's name)}; styles: one for each row.
+    """
+    runs = list(rows[0])
+    cells = [cell for row in rows for cell in row.values()]
+    most = max(len(images) for images, _ in cells)
+    columns = min(most, 20 if len(runs) == 1 else 10)
+    bottom = -(-most // columns) * _cell_height(image_shape)
+    heading = 0.1 + 0.28 * any(text for _, text in cells)
+    height = heading + max(0.6, bottom * width / _columns(len(runs)) / columns)
+    figure, panels = _panels(runs, title, caption, height, len(rows))
+    for row, style, column in zip(rows, styles, panels.T, strict=True):
+        for axes, (run, (images, text)) in zip(column, row.items(), strict=True):
+            _tiles(axes, images, image_shape, columns, **style)
+            axes.set(xlim=(0, columns), ylim=(bottom, 0))
+            _heading(axes, run, len(runs), text)
+    return figure, panels
+
+
+def save_figure(figure, path):
+    """Writes a PNG about 1,300 pixels wide: whole or not at all, and the same bytes for the same figure."""
+    # The layout creeps each time it is computed and a second PNG would differ: computed once, it stays.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+PLOTS = {
+    function.__name__: function
+    for function in (
+        training_curves,
+        reconstructions,
+        prior_samples,
+        posterior_scatter,
+        active_units,
+        weights,
+        log_likelihoods,
+    )
+}

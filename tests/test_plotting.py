@@ -1,0 +1,339 @@
+"""Every plot draws the arrays that it was given, for one run and for three, and changes nothing else."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from plotting import PALETTE, PLOTS, save_figure
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_arrays(seed, epochs=4, image_shape=(6, 5), layers=1, classes=10):
+    """A run's arrays, small and random."""
+    rng = np.random.default_rng(seed)
+    features, hidden, images, tests = int(np.prod(image_shape)), 7, 10, 80
+    arrays = {
+        "epoch": np.arange(1, epochs + 1),
+        "bound_train": -100 - 50 / np.arange(1.0, epochs + 1),
+        "bound_validation": -101 - 50 / np.arange(1.0, epochs + 1) - seed,
+        "image_shape": np.array(image_shape),
+        "x_mean": np.random.default_rng(99).random((images, features)),
+        "x": np.random.default_rng(98).integers(0, 2, (images, features)),
+        "k_resampling": np.array(100),
+        "prior_samples": rng.random((23, features)),
+        "posterior_samples": rng.normal(size=(tests, 2)),
+        "posterior_projection": np.array("PCA" if seed else "latent"),
+        "posterior_explained": np.array([0.31, 0.12]),
+        "labels": np.arange(tests) % classes if classes else np.full(tests, -1),
+        "active_threshold": np.array(0.01),
+        "encoder_weights": rng.normal(size=(features, hidden)),
+        "decoder_weights": rng.normal(size=(hidden, features)),
+        "log_likelihoods": rng.normal(-90, 20, size=tests),
+        "k_evaluation": np.array(500),
+    }
+    for name in ("mean", "sample", "resampled"):
+        arrays[f"reconstruction_{name}"] = rng.random((images, features))
+    for layer in range(1, layers + 1):
+        dead = [-1e-6, 0.0, 1e-9, 0.0099]
+        arrays[f"unit_variance_{layer}"] = np.concatenate([dead, rng.uniform(0.1, 2, 3 * layer)])
+    return arrays
+
+
+RUNS = {
+    "one": {"iwae": make_arrays(0)},
+    "three": {f"iwae_l{i}_k50__epochs3__seed{i}": make_arrays(i, layers=1 + i // 2) for i in range(3)},
+}
+each_plot = pytest.mark.parametrize("name", PLOTS)
+each_number = pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS)
+
+
+def tiles(axes):
+    """The images of an axes as [n, features], in reading order."""
+    extents = [image.get_extent() for image in axes.images]
+    order = sorted(range(len(extents)), key=lambda i: (extents[i][3], extents[i][0]))
+    return np.array([np.asarray(axes.images[i].get_array()).ravel() for i in order])
+
+
+def heights(axes):
+    return np.array([bar.get_height() for bar in axes.patches])
+
+
+def edges(axes):
+    """The bins' edges of a histogram [bins + 1]."""
+    left = [bar.get_x() for bar in axes.patches]
+    return np.array([*left, left[-1] + axes.patches[-1].get_width()])
+
+
+@each_number
+@each_plot
+def test_plot_returns_a_figure_with_title_and_every_run(name, runs):
+    figure = PLOTS[name](runs)
+    assert isinstance(figure, Figure)
+    assert figure.get_suptitle()
+    written = [text.get_text().replace("\n", "") for text in figure.findobj(matplotlib.text.Text)]
+    for label in runs:
+        assert any(label in text for text in written), label
+
+
+@each_number
+def test_training_curves_hold_the_bounds(runs):
+    (axes,) = PLOTS["training_curves"](runs).axes
+    lines = iter(axes.lines)
+    for arrays in runs.values():
+        for key in ("bound_train", "bound_validation"):
+            line = next(lines)
+            assert np.array_equal(line.get_xdata(), arrays["epoch"])
+            assert np.array_equal(line.get_ydata(), arrays[key])
+            assert (line.get_linestyle() == "--") == (key == "bound_validation")
+    assert next(lines, None) is None
+    assert "nats" in axes.get_ylabel()
+
+
+def test_training_curves_are_not_squashed_by_the_first_epochs():
+    arrays = make_arrays(0, epochs=1000)
+    figure = PLOTS["training_curves"]({"iwae": arrays})
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert arrays["bound_train"].min() < axes.get_ylim()[0] < np.median(arrays["bound_train"])
+    assert axes.get_ylim()[1] >= arrays["bound_train"].max()
+    assert "below the axis" in figure.get_supxlabel()
+
+
+def test_training_curves_of_few_epochs_show_them_all():
+    arrays = make_arrays(0, epochs=2)
+    (axes,) = PLOTS["training_curves"]({"iwae": arrays}).axes
+    assert axes.get_xscale() == "linear"
+    assert axes.get_ylim()[0] <= arrays["bound_validation"].min()
+
+
+@each_number
+def test_reconstructions_hold_the_images_row_by_row(runs):
+    (axes,) = PLOTS["reconstructions"](runs).axes
+    first = next(iter(runs.values()))
+    expected = [first["x_mean"], first["x"]]
+    for arrays in runs.values():
+        expected += [arrays[f"reconstruction_{name}"] for name in ("mean", "sample", "resampled")]
+    assert np.array_equal(tiles(axes), np.concatenate(expected))
+    assert len(axes.get_yticklabels()) == len(expected)
+    assert "k = 100" in axes.get_yticklabels()[-1].get_text()
+
+
+def test_reconstructions_show_the_originals_again_where_a_run_has_others():
+    runs = {"a": make_arrays(0), "b": make_arrays(1) | {"x": 1 - make_arrays(1)["x"]}}
+    (axes,) = PLOTS["reconstructions"](runs).axes
+    images = tiles(axes).reshape(10, 10, -1)
+    assert np.array_equal(images[6], runs["b"]["x"])
+
+
+@each_number
+def test_prior_samples_hold_the_images(runs):
+    figure = PLOTS["prior_samples"](runs)
+    for axes, arrays in zip(figure.axes, runs.values(), strict=True):
+        assert np.array_equal(tiles(axes), arrays["prior_samples"])
+        assert axes.images[0].get_clim() == (0, 1)
+
+
+@each_number
+def test_posterior_scatter_holds_points_and_classes(runs):
+    figure = PLOTS["posterior_scatter"](runs)
+    for axes, arrays in zip(figure.axes, runs.values(), strict=True):
+        (points,) = axes.collections
+        assert np.array_equal(points.get_offsets(), arrays["posterior_samples"])
+        expected = [to_rgba(PALETTE[label], points.get_alpha()) for label in arrays["labels"]]
+        assert np.allclose(points.get_facecolors(), expected)
+        assert sorted(text.get_text() for text in axes.texts) == list("0123456789")
+        assert axes.get_aspect() == 1
+        latent = str(arrays["posterior_projection"]) == "latent"
+        assert axes.get_xlabel() == ("latent unit 1" if latent else "PCA 1 (31% of variance)")
+        assert axes.get_ylabel() == ("latent unit 2" if latent else "PCA 2 (12% of variance)")
+    assert sum(axes.get_legend() is not None for axes in figure.axes) == 1
+    assert "Aggregate" in figure.get_suptitle() and "Not the posterior of any single image" in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize("classes", [0, 11])
+def test_posterior_scatter_without_drawable_classes_has_one_colour(classes):
+    figure = PLOTS["posterior_scatter"]({"iwae": make_arrays(0, classes=classes)})
+    (axes,) = figure.axes
+    assert len(np.unique(axes.collections[0].get_facecolors(), axis=0)) == 1
+    assert axes.get_legend() is None and not axes.texts
+
+
+def test_posterior_scatter_keeps_badges_apart():
+    arrays = make_arrays(0)
+    arrays["posterior_samples"] = 0.01 * arrays["posterior_samples"] + [5, 0]
+    (axes,) = PLOTS["posterior_scatter"]({"iwae": arrays}).axes
+    places = np.array([text.get_position() for text in axes.texts])
+    gaps = np.linalg.norm(places[:, None] - places[None], axis=-1) + 9 * np.eye(10)
+    assert gaps.min() > 0.3
+
+
+@each_number
+def test_active_units_count_every_unit_on_its_side_of_the_threshold(runs):
+    figure = PLOTS["active_units"](runs)
+    panels = {axes.get_title(loc="left").replace("\n", " "): axes for axes in figure.axes}
+    layers_of_any = 2 if len(runs) > 1 else 1
+    expected = 0
+    for run, arrays in runs.items():
+        for layer in (1, 2):
+            if f"unit_variance_{layer}" not in arrays:
+                continue
+            expected += 1
+            variance = arrays[f"unit_variance_{layer}"]
+            text = f"layer {layer}: " if layers_of_any > 1 else ""
+            axes = panels[f"{run} {text}{3 * layer} of {len(variance)} active"]
+            bins = edges(axes)
+            clipped = np.log10(np.maximum(variance, 10 ** (bins[0] + 1e-9)))
+            assert np.array_equal(heights(axes), np.histogram(clipped, bins)[0])
+            assert heights(axes)[bins[:-1] < -2].sum() == 4
+            assert axes.lines[0].get_xdata()[0] == -2
+            assert axes.texts[0].get_text() == "threshold 0.01"
+    assert len(panels) == expected
+
+
+@each_number
+def test_weights_hold_the_units_by_norm_on_a_symmetric_scale(runs):
+    panels = [axes for axes in PLOTS["weights"](runs).axes if len(axes.images) > 1]
+    assert len(panels) == 2 * len(runs)
+    keys = [(run, key) for key in ("encoder_weights", "decoder_weights") for run in runs]
+    for axes, (run, key) in zip(panels, keys, strict=True):
+        units = runs[run][key].T if key == "encoder_weights" else runs[run][key]
+        by_norm = sorted(units, key=np.linalg.norm, reverse=True)
+        assert np.array_equal(tiles(axes), by_norm)
+        low, high = axes.images[0].get_clim()
+        assert -low == high > 0
+        assert key[:7] in axes.get_title(loc="left")
+
+
+def test_weights_show_at_most_a_hundred_units_and_say_so():
+    arrays = make_arrays(0) | {"decoder_weights": np.random.default_rng(0).normal(size=(130, 30))}
+    panels = PLOTS["weights"]({"iwae": arrays}).axes
+    assert len(panels[1].images) == 100
+    assert "100 of 130" in panels[1].get_title(loc="left")
+
+
+@each_number
+def test_log_likelihoods_share_bins_and_state_the_mean(runs):
+    figure = PLOTS["log_likelihoods"](runs)
+    for axes, arrays in zip(figure.axes, runs.values(), strict=True):
+        values = arrays["log_likelihoods"]
+        assert np.array_equal(edges(axes)[:-1], edges(figure.axes[0])[:-1])
+        assert heights(axes).sum() == len(values)
+        assert np.sum(heights(axes) * (edges(axes)[:-1] + edges(axes)[1:]) / 2) / len(values) == pytest.approx(
+            values.mean(), abs=np.diff(edges(axes)).max()
+        )
+        assert axes.lines[0].get_xdata()[0] == values.mean()
+        stated = f"{values.mean():.2f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f} nats"
+        assert stated.replace("-", "−") in axes.get_title(loc="left")
+        assert "k = 500" in axes.get_title(loc="left")
+
+
+UNUSUAL = {
+    "one epoch": {"epochs": 1},
+    "no labels": {"classes": 0},
+    "rows of pixels": {"image_shape": (1, 10)},
+    "columns of pixels": {"image_shape": (10, 1)},
+    "two layers": {"layers": 2},
+}
+
+
+@pytest.mark.parametrize("unusual", UNUSUAL.values(), ids=UNUSUAL)
+@each_plot
+def test_unusual_runs_are_drawn(name, unusual, tmp_path):
+    save_figure(PLOTS[name]({"iwae": make_arrays(0, **unusual)}), tmp_path / "figure.png")
+
+
+@each_plot
+def test_seven_runs_go_on_in_further_rows(name):
+    runs = {f"run{i}": make_arrays(i) for i in range(7)}
+    assert PLOTS[name](runs).get_size_inches()[0] == PLOTS[name](RUNS["one"]).get_size_inches()[0]
+
+
+@each_plot
+def test_loaded_npz_serves_as_arrays(name, tmp_path):
+    np.savez(tmp_path / "run.npz", **make_arrays(0))
+    with np.load(tmp_path / "run.npz", allow_pickle=False) as arrays:
+        assert isinstance(PLOTS[name]({"iwae": arrays}), Figure)
+
+
+@each_plot
+def test_no_text_of_three_long_runs_leaves_the_figure_or_overlaps_a_title(name):
+    wide = {"encoder_weights": np.ones((30, 200)), "decoder_weights": np.ones((200, 30))}
+    figure = PLOTS[name]({f"{run}__batch100__ema0.999": arrays | wide for run, arrays in RUNS["three"].items()})
+    figure.draw_without_rendering()
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert min(box.x0 for box in boxes) >= 0 and max(box.x1 for box in boxes) <= figure.bbox.x1
+    renderer = figure._get_renderer()
+    titles = [axes.title for axes in figure.axes] + [axes._left_title for axes in figure.axes]
+    titles = [text.get_window_extent(renderer) for text in titles if text.get_text()]
+    titles.append(figure._suptitle.get_window_extent(renderer))
+    for i, one in enumerate(titles):
+        assert not any(one.overlaps(other) for other in titles[i + 1 :])
+
+
+@pytest.fixture(scope="module")
+def fresh_process():
+    """What a process without a display reports after drawing and saving every plot."""
+    code = """
+import sys
+import matplotlib
+before, backend = dict(matplotlib.rcParams.copy()), matplotlib.rcParams._get_backend_or_none()
+import plotting
+print("tensorflow" in sys.modules, "matplotlib.pyplot" in sys.modules)
+import tempfile, pathlib
+sys.path.insert(0, "tests")
+folder = pathlib.Path(tempfile.mkdtemp())
+sys.modules["pytest"] = __import__("pytest")
+from test_plotting import RUNS
+for name, plot in plotting.PLOTS.items():
+    plotting.save_figure(plot(RUNS["three"]), folder / f"{name}.png")
+print("tensorflow" in sys.modules, "matplotlib.pyplot" in sys.modules)
+print(dict(matplotlib.rcParams.copy()) == before, matplotlib.rcParams._get_backend_or_none() == backend)
+"""
+    environment = {"PATH": "/usr/bin", "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_import_brings_neither_tensorflow_nor_pyplot(fresh_process):
+    assert fresh_process[0] == "False False"
+
+
+def test_drawing_needs_no_display_opens_no_window_and_leaves_global_state(fresh_process):
+    assert fresh_process[1:] == ["False False", "True True"]
+
+
+@each_plot
+def test_save_figure_writes_the_same_png_twice_and_nothing_else(name, tmp_path):
+    figure = PLOTS[name](RUNS["one"])
+    save_figure(figure, tmp_path / "a.png")
+    save_figure(PLOTS[name](RUNS["one"]), tmp_path / "b.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+    content = (tmp_path / "a.png").read_bytes()
+    assert content.startswith(b"\x89PNG") and content == (tmp_path / "b.png").read_bytes()
+    assert 1200 <= int.from_bytes(content[16:20], "big") <= 1600
+    save_figure(figure, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == content
+
+
+def test_save_figure_that_fails_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    def fail(self, target, **options):
+        Path(target).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_figure(Figure(), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and path.read_bytes() == b"old"

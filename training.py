@@ -1,0 +1,325 @@
+"""Training: the gradient of any objective at any depth, compiled stretches of steps, schedules, checkpoints, logs."""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from losses import OBJECTIVES, gather_samples, resample
+
+STRETCHES_PER_EPOCH = 5  # entries into Python, for the progress bar
+STEPS_TIMED = 20  # for the estimate of a run's time
+SECONDS_BETWEEN_CHECKPOINTS = 30
+
+
+class Stage(NamedTuple):
+    """Part of a schedule: the learning rate goes linearly from one value to the other; k None is the run's own."""
+
+    epochs: int
+    rate_from: float
+    rate_to: float
+    k: int | None = None
+
+
+SCHEDULES = {
+    # Burda et al. 2016, section 5: 3^i passes at 0.001 * 10^(-i/7), 3280 passes in all.
+    "paper": [Stage(3**i, 0.001 * 10 ** (-i / 7), 0.001 * 10 ** (-i / 7)) for i in range(8)],
+    # For first runs: linear decay gives most of what the paper's long tail gives in a hundredth of the passes.
+    "quick": [Stage(10, 0.001, 0.001), Stage(10, 0.001, 0.0)],
+}
+
+
+def stages_of(schedule, epochs=None):
+    """The stages of a named schedule with `epochs` passes in all; None: as they stand.
+
+    `paper` is cut short, so that its first passes stay the paper's; the others are rescaled to keep their shape.
+    """
+    stages = SCHEDULES[schedule]
+    ends = np.cumsum([stage.epochs for stage in stages])
+    if epochs is not None:
+        ends = np.minimum(ends, epochs) if schedule == "paper" else (2 * ends * epochs + ends[-1]) // (2 * ends[-1])
+    lengths = np.diff(ends, prepend=0).tolist()
+    return [stage._replace(epochs=n) for stage, n in zip(stages, lengths, strict=True) if n]
+
+
+class Epoch(NamedTuple):
+    """One pass over the training images; its learning rate goes linearly from one value to the other."""
+
+    number: int  # from 1
+    k: int
+    rate_from: float
+    rate_to: float
+
+
+def plan_epochs(parameters):
+    """The whole training of a run, epoch by epoch."""
+    plan = []
+    for stage in stages_of(parameters.schedule, parameters.epochs):
+        rates = np.linspace(stage.rate_from, stage.rate_to, stage.epochs + 1).tolist()
+        for rate_from, rate_to in itertools.pairwise(rates):
+            plan.append(Epoch(len(plan) + 1, stage.k or parameters.k, rate_from, rate_to))
+    return plan
+
+
+def build_optimizer(parameters, model):
+    """Keras optimizer of a run, its variables made. The learning rate is set at every step."""
+    average = {"use_ema": True, "ema_momentum": parameters.ema} if parameters.ema else {}
+    if parameters.optimizer == "adam":
+        optimizer = keras.optimizers.Adam(
+            beta_1=parameters.beta_1, beta_2=parameters.beta_2, epsilon=parameters.epsilon, **average
+        )
+    else:
+        optimizer = keras.optimizers.Muon(
+            adam_beta_1=parameters.beta_1,
+            adam_beta_2=parameters.beta_2,
+            epsilon=parameters.epsilon,
+            momentum=parameters.momentum,
+            weight_decay=None,
+            adam_weight_decay=None,
+            **average,
+        )
+    optimizer.build(model.phi + model.theta)
+    return optimizer
+
+
+@contextlib.contextmanager
+def averaged_weights(model, optimizer):
+    """While open, the model has the averaged weights, if the optimizer keeps them."""
+    variables = model.phi + model.theta
+    if not optimizer.use_ema:
+        yield
+        return
+    current = [variable.numpy() for variable in variables]
+    optimizer.finalize_variable_values(variables)
+    yield
+    for variable, value in zip(variables, current, strict=True):
+        variable.assign(value)
+
+
+def gradients(model, objective, x, k, seed, backward_samples=None):
+    """Bound and gradients to ascend, of the mean over the batch, for any objective and any number of layers.
+
+    Three steps: log_w of all k samples, without gradients; the objective's weights, which are constants; the backward
+    pass, with z cut from the encoder and re-attached with a weight of its own. (Compiled, the forward pass of the third
+    step is the first one's.) With `backward_samples` = s < k only s samples, resampled in proportion to the decoder's
+    weights, are differentiated: unbiased, since every weight is then a ratio to the decoder's.
+
+    x: [batch, features]; seed: [2] integers.
+    Returns bound [batch] in nats, gradients for model.phi + model.theta.
+    """
+    batch = tf.shape(x)[0]
+    noise_seed, resampling_seed = tf.unstack(tf.random.split(seed))
+    noise = model.draw_noise(k, batch, noise_seed)
+    q = model.encode(x)
+    z = model.sample_posterior(q, noise)
+    bound, *weights = objective(model.log_joint(x, z) - model.log_q_z_given_x(q, z))
+    if backward_samples is not None:
+        uniform = tf.random.stateless_uniform([batch], resampling_seed, dtype=bound.dtype)
+        chosen = resample(weights[0], backward_samples, uniform)
+        noise = [gather_samples(layer, chosen) for layer in noise]
+        decoder, path, score = (gather_samples(weight, chosen) for weight in weights)
+        uniform_weight = tf.ones_like(decoder) / backward_samples
+        weights = [uniform_weight] + [tf.math.divide_no_nan(w, decoder) * uniform_weight for w in (path, score)]
+    decoder, path, score = (tf.stop_gradient(weight) / tf.cast(batch, bound.dtype) for weight in weights)
+
+    with tf.GradientTape() as encoder_tape:
+        q = model.encode(x)
+        z = model.sample_posterior(q, noise)
+        with tf.GradientTape() as decoder_tape:
+            z_cut = [tf.stop_gradient(layer) for layer in z]
+            decoder_tape.watch(z_cut)
+            log_q = model.log_q_z_given_x(q, z_cut)
+            weighted = tf.reduce_sum(decoder * (model.log_joint(x, z_cut) - log_q))
+        d_theta, d_z = decoder_tape.gradient(weighted, (model.theta, z_cut))
+        # d_z carries the decoder's weight; where that has underflowed to 0 the path's weight is 0 as well.
+        ratio = tf.math.divide_no_nan(path, decoder)[..., None]
+        reattached = [tf.reduce_sum(tf.stop_gradient(ratio * d) * layer) for d, layer in zip(d_z, z, strict=True)]
+        surrogate = tf.add_n(reattached) + tf.reduce_sum(score * log_q)
+    return bound, encoder_tape.gradient(surrogate, model.phi) + d_theta
+
+
+def compile_stretches(model, optimizer, x_train, parameters, plan):
+    """The program of `compile_stretch` for each k of the plan, over one copy of the images: {k: stretch}."""
+    images = tf.constant(x_train)
+    return {k: compile_stretch(model, optimizer, images, parameters, k) for k in {epoch.k for epoch in plan}}
+
+
+def compile_stretch(model, optimizer, images, parameters, k):
+    """One XLA program that takes the steps first .. last - 1 of an epoch and returns the sum of their mean bounds.
+
+    images: [n, features] tensor, uint8 or float32 in [0, 1], binarised as it is served.
+    Called as stretch(order [steps, batch], rates [steps], seed [2] of the epoch, first, last).
+    """
+    objective = OBJECTIVES[parameters.objective]
+    variables = model.phi + model.theta
+    white = 255.0 if images.dtype == tf.uint8 else 1.0
+    steps = images.shape[0] // parameters.batch
+    signature = [((steps, parameters.batch), tf.int32), ((steps,), tf.float32), ((2,), tf.int32), ((), tf.int32)]
+
+    @tf.function(jit_compile=True, input_signature=[tf.TensorSpec(*spec) for spec in signature + signature[-1:]])
+    def stretch(order, rates, seed, first, last):
+        step, total = first, 0.0
+        while step < last:
+            binarization_seed, gradient_seed = tf.unstack(tf.random.split(tf.random.fold_in(seed, step)))
+            x = tf.cast(tf.gather(images, order[step]), tf.float32) / white
+            if parameters.binarization == "stochastic":
+                x = tf.cast(tf.random.stateless_uniform(tf.shape(x), binarization_seed) < x, tf.float32)
+            bound, ascent = gradients(model, objective, x, k, gradient_seed, parameters.backward_samples)
+            optimizer.learning_rate.assign(rates[step])
+            optimizer.apply_gradients([(-gradient, v) for gradient, v in zip(ascent, variables, strict=True)])
+            total += tf.reduce_mean(bound)
+            step += 1
+        return total
+
+    return stretch
+
+
+def epoch_inputs(epoch, n, parameters):
+    """What a stretch is told of an epoch: order [steps, batch], rates [steps], seed [2].
+
+    The order is a new permutation of the n images each epoch, from (seed, epoch) alone; a last incomplete batch is
+    dropped.
+    """
+    steps = n // parameters.batch
+    order = np.random.default_rng((parameters.seed, epoch.number)).permutation(n)[: steps * parameters.batch]
+    rates = np.linspace(epoch.rate_from, epoch.rate_to, steps, endpoint=False)
+    seed = (parameters.seed, epoch.number)
+    return np.int32(order).reshape(steps, parameters.batch), np.float32(rates), np.int32(seed)
+
+
+def estimate_seconds(stretches, plan, n, parameters, variables):
+    """Seconds that the epochs of `plan` will take: some steps of each compiled stretch are timed, and undone."""
+    before = [variable.numpy() for variable in variables]
+    inputs = epoch_inputs(plan[0], n, parameters)
+    steps = len(inputs[1])
+    seconds = {}
+    for k, stretch in stretches.items():
+        stretch(*inputs, 0, 1).numpy()  # compiles
+        start = time.perf_counter()
+        stretch(*inputs, 0, min(steps, STEPS_TIMED)).numpy()
+        seconds[k] = (time.perf_counter() - start) / min(steps, STEPS_TIMED) * steps
+    for variable, value in zip(variables, before, strict=True):
+        variable.assign(value)
+    return sum(seconds[epoch.k] for epoch in plan)
+
+
+def duration(seconds):
+    """Seconds in the largest fitting unit: "45 s", "12 min", "16 h"."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def read_log(folder):
+    """The records of log.jsonl, a dict per epoch; an empty list where there is none."""
+    path = Path(folder) / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """A path to write to, renamed to `path` when the block ends well: a file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name("partial." + path.name)  # the ending stays: Keras and numpy go by it
+    yield partial
+    os.replace(partial, path)
+
+
+def write_text(path, text):
+    """Write a text file whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text)
+
+
+def save_weights(model, path):
+    """Write a model's weights whole or not at all."""
+    with whole_file(path) as partial:
+        model.save_weights(partial)
+
+
+def run_epoch(stretch, inputs, number, bar):
+    """Take the steps of an epoch; returns their mean bound, nats. Raises FloatingPointError where it is not finite."""
+    steps, total = len(inputs[1]), 0.0
+    for first, last in itertools.pairwise(np.linspace(0, steps, STRETCHES_PER_EPOCH + 1, dtype=np.int32)):
+        total += float(stretch(*inputs, first, last))
+        bar.update(last - first)
+        if not math.isfinite(total):
+            raise FloatingPointError(
+                f"the bound is {total} in epoch {number}, steps {first} to {last - 1}; nothing of this epoch is saved: "
+                "try a lower learning rate (schedule), another seed, or another likelihood"
+            )
+        bar.set_postfix(bound=f"{total / last:.2f}", refresh=False)
+    return total / steps
+
+
+def describe(plan, parameters):
+    """The training that lies ahead, in words."""
+    ks = " then ".join(str(k) for k, _ in itertools.groupby(epoch.k for epoch in plan))
+    return f"{parameters.schedule} schedule, k = {ks}, {len(plan)} epochs"
+
+
+def train(model, x_train, parameters, folder, validation_bound):
+    """Train `model` in place as `parameters` say, from the last checkpoint in `folder` if it holds one.
+
+    Writes log.jsonl, checkpoints/, tensorboard/, snapshots/ and, at the end, model.weights.h5. With `ema` the averaged
+    weights are what is validated and saved, and what the model has on return.
+
+    x_train: [n, features], uint8 or float32 in [0, 1]. validation_bound: function () -> bound of the model as it
+    stands, in nats, for the log.
+    Raises FloatingPointError where a bound is not finite; the last checkpoint then stands as it was.
+    """
+    optimizer = build_optimizer(parameters, model)
+    done, seconds = tf.Variable(0, dtype=tf.int64), tf.Variable(0.0, dtype=tf.float64)
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=done, seconds=seconds)
+    manager = tf.train.CheckpointManager(checkpoint, folder / "checkpoints", max_to_keep=2)
+    manager.restore_or_initialize()
+    log = read_log(folder)[: int(done)]  # the log may be ahead of the checkpoint that a kill left
+    plan = plan_epochs(parameters)[int(done) :]
+    if plan:
+        stretches = compile_stretches(model, optimizer, x_train, parameters, plan)
+        estimate = estimate_seconds(stretches, plan, len(x_train), parameters, model.variables + optimizer.variables)
+        print(f"{folder.name}: {describe(plan, parameters)}: about {duration(estimate)} on this machine", flush=True)
+
+    saved, steps = time.monotonic(), len(x_train) // parameters.batch
+    writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
+    with tqdm(total=len(plan) * steps, unit="step", desc=folder.name, disable=not plan) as bar, writer.as_default():
+        for epoch in plan:
+            start = time.perf_counter()
+            inputs = epoch_inputs(epoch, len(x_train), parameters)
+            bound = run_epoch(stretches[epoch.k], inputs, epoch.number, bar)
+            seconds.assign_add(time.perf_counter() - start)
+            done.assign(epoch.number)
+            with averaged_weights(model, optimizer):
+                log.append(log_record(epoch, bound, validation_bound(), seconds))
+                if epoch.number in parameters.snapshot_epochs:
+                    save_weights(model, folder / "snapshots" / f"epoch{epoch.number:04d}.weights.h5")
+            if epoch is plan[-1] or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                write_text(folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
+                manager.save(checkpoint_number=epoch.number)
+                saved = time.monotonic()
+    optimizer.finalize_variable_values(model.phi + model.theta)  # the averaged weights, where `ema` is set
+    save_weights(model, folder / "model.weights.h5")
+
+
+def log_record(epoch, bound_train, bound_validation, seconds):
+    """A line of log.jsonl, written as scalars for TensorBoard too. Bounds in nats, seconds of training so far."""
+    record = {
+        "epoch": epoch.number,
+        "k": epoch.k,
+        "learning_rate": epoch.rate_to,
+        "bound_train": bound_train,
+        "bound_validation": bound_validation,
+    }
+    for name, value in record.items():
+        tf.summary.scalar(name, value, step=epoch.number)
+    return record | {"seconds": round(float(seconds), 1)}
