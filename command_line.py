@@ -12,8 +12,11 @@ import tempfile
 
 from datasets_download import BINARIZATIONS, DATASETS
 
-OBJECTIVES = ("vae", "iwae", "stl", "dreg")
+OBJECTIVES = ("vae", "iwae", "stl", "dreg", "rws", "rws_dreg", "ciwae", "miwae", "miwae_dreg", "piwae", "vr", "vr_dreg")
+OBJECTIVE_PARAMETERS = {"ciwae": "beta", "miwae": "groups", "miwae_dreg": "groups", "piwae": "groups"}
+OBJECTIVE_PARAMETERS |= {"vr": "alpha", "vr_dreg": "alpha"}
 SCHEDULES = ("paper", "quick")
+PAPER_EPOCHS = 3280
 OPTIMIZERS = ("adam", "muon")
 LIKELIHOODS = ("bernoulli", "gaussian")
 SPLITS = ("train", "validation", "test")
@@ -43,6 +46,9 @@ def problems(p):
         ("dataset", known_data, f"one of {', '.join(DATASETS)}, or the path of a .npz file"),
         ("binarization", p.binarization in (None, *BINARIZATIONS), f"None or one of {', '.join(BINARIZATIONS)}"),
         ("objective", p.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
+        ("beta", p.beta is None or is_number(p.beta) and p.beta <= 1, "None or a number in [0, 1]"),
+        ("groups", p.groups is None or is_number(p.groups, int, 1), f"None or {count}"),
+        ("alpha", p.alpha is None or is_number(p.alpha, below=1), f"None or {decay}"),
         ("k", is_number(p.k, int, 1), count),
         ("latent_units", is_counts(p.latent_units, 1), "a tuple of positive integers, such as (100, 50)"),
         ("hidden_units", nested, "a tuple of tuples of positive integers, such as ((200, 200), (100, 100))"),
@@ -71,6 +77,18 @@ def inconsistencies(p):
     found = []
     if len(p.latent_units) != len(p.hidden_units):
         found.append(f"latent_units = {p.latent_units}, hidden_units = {p.hidden_units}: must be of equal length")
+    for name in ("beta", "groups", "alpha"):
+        takes, value = OBJECTIVE_PARAMETERS.get(p.objective) == name, getattr(p, name)
+        if takes != (value is not None):
+            found.append(f"{name} = {value}: objective {p.objective!r} {'needs' if takes else 'does not take'} a value")
+    if p.schedule == "paper" and p.epochs and p.epochs > PAPER_EPOCHS:
+        found.append(f"epochs = {p.epochs}: the paper's schedule has {PAPER_EPOCHS}")
+    if p.groups and p.k % p.groups:
+        found.append(f"groups = {p.groups}: must divide k = {p.k}")
+    if p.objective == "piwae" and p.backward_samples:
+        found.append("backward_samples: must be None for piwae, whose decoder and encoder ascend different bounds")
+    if p.backward_samples is not None and p.backward_samples >= p.k:
+        found.append(f"backward_samples = {p.backward_samples}: must be below k = {p.k}, or None for all")
     binarization = p.binarization or (DATASETS[p.dataset].binarization if p.dataset in DATASETS else "stochastic")
     if (p.likelihood == "gaussian") != (binarization == "none"):
         found.append(

@@ -24,7 +24,12 @@ class Parameters:
 
     dataset: str = "mnist"  # mnist, mnist_fixed, omniglot, fashion_mnist, mnist_sample or path/to/your.npz
     binarization: str | None = None  # stochastic, fixed or none (continuous data); None: the data set's own
-    objective: str = "iwae"  # vae, iwae, stl or dreg: the bound and the estimator of its gradient (losses.py)
+    # The bound and the estimator of its gradient (losses.py): vae, iwae, stl, dreg, rws, rws_dreg, ciwae, miwae,
+    # miwae_dreg, piwae, vr or vr_dreg.
+    objective: str = "iwae"
+    beta: float | None = None  # ciwae only: share of the ELBO, in [0, 1]
+    groups: int | None = None  # miwae, miwae_dreg and piwae only: a divisor of k
+    alpha: float | None = None  # vr and vr_dreg only: the Renyi divergence's order, in [0, 1)
     k: int = 5  # samples per image in training, 1 or more
     latent_units: tuple = (50,)  # units of each stochastic layer, nearest the data first
     hidden_units: tuple = ((200, 200),)  # for each stochastic layer: the tanh layers between it and what lies below
@@ -170,9 +175,8 @@ def open_folder(name, parameters, data):
 def train_run(folder, parameters, data):
     """Train the run in its folder, or go on where it was stopped."""
     from evaluation import mean_bound
-    from losses import OBJECTIVES
     from models import Autoencoder
-    from training import train, write_text
+    from training import objective_of, train, write_text
 
     write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     if (folder / "model.weights.h5").exists():
@@ -181,8 +185,8 @@ def train_run(folder, parameters, data):
     shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
     x_validation = binarize(data.x_validation, data.binarization, EVALUATION_SEED)
-    objective = OBJECTIVES[parameters.objective]
-    train(model, data.x_train, parameters, folder, mean_bound(model, x_validation, objective, parameters.k))
+    validation_bound = mean_bound(model, x_validation, objective_of(parameters), parameters.k)
+    train(model, data.x_train, parameters, folder, validation_bound)
 
 
 def evaluation_images(parameters, data):
@@ -279,7 +283,8 @@ def main(arguments=None):
     for name, parameters in resolve(names, overrides):
         source = (parameters.dataset, parameters.datasets_dir, parameters.binarization)
         data = loaded[source] if source in loaded else loaded.setdefault(source, load_data(parameters))
-        parameters = replace(parameters, dataset=data.name, binarization=data.binarization)
+        dataset = parameters.dataset if parameters.dataset.endswith(".npz") else data.name  # maybe the sample
+        parameters = replace(parameters, dataset=dataset, binarization=data.binarization)
         runs.append((open_folder(name, parameters, data), parameters, data))
     with quiet_start():
         import tensorflow as tf

@@ -4,6 +4,7 @@
 Everything here is in nats, keeps one value per input, and is to be maximised.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -34,12 +35,60 @@ def iwae_bound(log_w):
     return log_mean_exp(log_w)
 
 
+def renyi_bound(log_w, alpha):
+    """Variational Renyi bound (Li and Turner 2016): L_k at alpha = 0, towards the ELBO as alpha goes to 1.
+
+    log_w: [k, batch] -> [batch], nats. Raises ValueError for an alpha outside [0, 1).
+    """
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha = {alpha}: must be in [0, 1); `vae` is the limit at 1")
+    return log_mean_exp((1 - alpha) * log_w) / (1 - alpha)
+
+
+def jackknife(log_w):
+    """First-order jackknife of L_k (Nowozin 2018): a bias of order 1/k^2, and no bound any more. For evaluation.
+
+    k L_k - (k - 1) times the mean of the k values of L_(k-1) that leave one sample out.
+    log_w: [k, batch] -> [batch], nats. Raises ValueError at k = 1.
+    """
+    k = log_w.shape[0]
+    if k == 1:
+        raise ValueError("the jackknife needs k = 2 samples or more: it leaves one out")
+    log_w_normalized = tf.nn.log_softmax(log_w, axis=0)
+    # log(1 - w), all but one sample's share; for the largest w, where 1 - w would cancel, from the others themselves.
+    largest = tf.one_hot(tf.argmax(log_w), k, True, False, axis=0)
+    nothing = tf.constant(-float("inf"), log_w.dtype)
+    others = tf.reduce_logsumexp(tf.where(largest, nothing, log_w_normalized), axis=0)
+    log_remainder = tf.where(largest, others, tf.math.log1p(-tf.exp(log_w_normalized)))
+    shrinkage = tf.math.log1p(tf.constant(-1 / k, log_w.dtype))
+    return iwae_bound(log_w) + (k - 1) * (shrinkage - tf.reduce_mean(log_remainder, axis=0))
+
+
+def split_groups(log_w, groups):
+    """The k samples in groups of equal size: [k, batch] -> [k / groups, groups, batch].
+
+    Raises ValueError where `groups` does not divide k.
+    """
+    k = log_w.shape[0]
+    if groups < 1 or k % groups:
+        raise ValueError(f"groups = {groups}: must divide k = {k}")
+    return tf.reshape(log_w, [k // groups, groups, -1])
+
+
 def normalized_weights(log_w):
     """Importance weights that sum to 1 over k (w-tilde of Burda et al. 2016, eq. 14).
 
     log_w: [k, batch] -> [k, batch].
     """
     return tf.nn.softmax(log_w, axis=0)
+
+
+def group_weights(log_w, groups):
+    """Importance weights normalized within each of the groups of `split_groups`, and over all k.
+
+    log_w: [k, batch] -> [k, batch].
+    """
+    return tf.reshape(normalized_weights(split_groups(log_w, groups)) / groups, tf.shape(log_w))
 
 
 def effective_sample_size(log_w):
@@ -56,8 +105,10 @@ def resample(weights, count, uniform):
     weights: [k, batch], summing to 1 over k; uniform: [batch] in [0, 1) -> [count, batch] int32.
     """
     points = (tf.cast(tf.range(count), weights.dtype)[:, None] + uniform) / count
-    below = tf.cumsum(weights, axis=0)[:, None, :] <= points[None, :, :]
-    return tf.minimum(tf.reduce_sum(tf.cast(below, tf.int32), axis=0), tf.shape(weights)[0] - 1)
+    cumulative = tf.cumsum(weights, axis=0)[:, None, :]
+    # The second condition: rounding may leave the total below the last point, and what follows it weighs nothing.
+    below = (cumulative <= points) & (cumulative < cumulative[-1])
+    return tf.reduce_sum(tf.cast(below, tf.int32), axis=0)
 
 
 def gather_samples(values, indices):
@@ -83,12 +134,25 @@ class Objective(NamedTuple):
     score: tf.Tensor
 
 
+class TwoBounds(Objective):
+    """An Objective whose decoder and encoder ascend different bounds, so that one backward pass cannot serve both.
+
+    The path weight may be large where the decoder's has underflowed: no ratio of the two, nor a subsample drawn by the
+    decoder's, is of use.
+    """
+
+
+def uniform_weights(log_w):
+    """The weight 1/k for every sample: [k, batch] -> [k, batch]."""
+    return tf.ones_like(log_w) / tf.cast(tf.shape(log_w)[0], log_w.dtype)
+
+
 def vae(log_w):
     """ELBO with its reparameterised gradient (Kingma and Welling 2014): every sample weighs 1/k.
 
     d log_w = d log_w/dz dz - d log q at fixed z, averaged over k.
     """
-    u = tf.ones_like(log_w) / tf.cast(tf.shape(log_w)[0], log_w.dtype)
+    u = uniform_weights(log_w)
     return Objective(elbo(log_w), decoder=u, path=u, score=-u)
 
 
@@ -119,4 +183,103 @@ def dreg(log_w):
     return Objective(iwae_bound(log_w), decoder=w, path=w**2, score=tf.zeros_like(w))
 
 
-OBJECTIVES = {"vae": vae, "iwae": iwae, "stl": stl, "dreg": dreg}
+def rws(log_w):
+    """Reweighted wake-sleep, its wake phases (Bornschein and Bengio 2015): the decoder ascends L_k as in `iwae`.
+
+    The encoder ascends no bound but E log q(z | x) over the posterior, self-normalized: sum_k w d log q.
+    """
+    w = normalized_weights(log_w)
+    return Objective(iwae_bound(log_w), decoder=w, path=tf.zeros_like(w), score=w)
+
+
+def rws_dreg(log_w):
+    """`rws`, doubly reparameterised (Tucker et al. 2019): the same mean, with no score term.
+
+    Reparameterising sum_k w d log q turns it into sum_k (w - w^2) d log_w/dz dz.
+    """
+    w = normalized_weights(log_w)
+    return Objective(iwae_bound(log_w), decoder=w, path=w - w**2, score=tf.zeros_like(w))
+
+
+def ciwae(log_w, *, beta):
+    """beta ELBO + (1 - beta) L_k (Rainforth et al. 2018): `iwae` at beta = 0, `vae` at 1.
+
+    Weights mix as the bounds do. Raises ValueError for a beta outside [0, 1].
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta = {beta}: must be in [0, 1]")
+    c = beta * uniform_weights(log_w) + (1 - beta) * normalized_weights(log_w)
+    # Without the ELBO a sample of weight 0, whose log_w is -inf, is none of the bound's business.
+    bound = tf.math.multiply_no_nan(elbo(log_w), beta) + (1 - beta) * iwae_bound(log_w)
+    return Objective(bound, decoder=c, path=c, score=-c)
+
+
+def miwae(log_w, *, groups):
+    """Mean of L_(k / groups) over groups (Rainforth et al. 2018): `iwae` with 1 group, `vae` with k.
+
+    Each group's gradient is that of `iwae`, over the number of groups. Raises ValueError if groups do not divide k.
+    """
+    g = group_weights(log_w, groups)
+    bound = tf.reduce_mean(iwae_bound(split_groups(log_w, groups)), axis=0)
+    return Objective(bound, decoder=g, path=g, score=-g)
+
+
+def miwae_dreg(log_w, *, groups):
+    """`miwae`, doubly reparameterised in each group (Rainforth et al. 2018, Tucker et al. 2019).
+
+    The square of a weight within its group, groups * g, over the number of groups, is groups * g^2.
+    """
+    bound, g, _, _ = miwae(log_w, groups=groups)
+    return Objective(bound, decoder=g, path=groups * g**2, score=tf.zeros_like(g))
+
+
+def piwae(log_w, *, groups):
+    """The decoder ascends L_k, the encoder the bound of `miwae` (Rainforth et al. 2018); L_k is reported.
+
+    Fewer samples in a bound make a clearer gradient for the encoder, more of them a tighter one for the decoder.
+    """
+    g = group_weights(log_w, groups)
+    return TwoBounds(iwae_bound(log_w), decoder=normalized_weights(log_w), path=g, score=-g)
+
+
+def vr(log_w, *, alpha):
+    """Variational Renyi bound with its reparameterised gradient (Li and Turner 2016): every sample weighs v.
+
+    d log sum_k exp((1 - alpha) log_w) / (1 - alpha) = sum_k v d log_w, v = softmax of (1 - alpha) log_w.
+    """
+    bound = renyi_bound(log_w, alpha)
+    v = normalized_weights((1 - alpha) * log_w)
+    return Objective(bound, decoder=v, path=v, score=-v)
+
+
+def vr_dreg(log_w, *, alpha):
+    """`vr`, doubly reparameterised (the VR-IWAE bound of Daudel et al. 2023): `dreg` at alpha = 0.
+
+    d v = (1 - alpha) (v - v^2) d log_w, so that sum_k v d log q turns into (1 - alpha) sum_k (v - v^2) d log_w/dz dz.
+    """
+    bound, v, _, _ = vr(log_w, alpha=alpha)
+    return Objective(bound, decoder=v, path=alpha * v + (1 - alpha) * v**2, score=tf.zeros_like(v))
+
+
+OBJECTIVES = {
+    "vae": vae,
+    "iwae": iwae,
+    "stl": stl,
+    "dreg": dreg,
+    "rws": rws,
+    "rws_dreg": rws_dreg,
+    "ciwae": ciwae,
+    "miwae": miwae,
+    "miwae_dreg": miwae_dreg,
+    "piwae": piwae,
+    "vr": vr,
+    "vr_dreg": vr_dreg,
+}
+
+
+def build_objective(name, **parameters):
+    """The objective of that name as a function of log_w alone: build_objective("ciwae", beta=0.5, groups=None).
+
+    A parameter that is None is one that this objective does not take.
+    """
+    return partial(OBJECTIVES[name], **{key: value for key, value in parameters.items() if value is not None})

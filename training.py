@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from losses import OBJECTIVES, gather_samples, resample
+from losses import TwoBounds, build_objective, gather_samples, resample
 
 STRETCHES_PER_EPOCH = 5  # entries into Python, for the progress bar
 STEPS_TIMED = 20  # for the estimate of a run's time
@@ -33,8 +33,8 @@ class Stage(NamedTuple):
 SCHEDULES = {
     # Burda et al. 2016, section 5: 3^i passes at 0.001 * 10^(-i/7), 3280 passes in all.
     "paper": [Stage(3**i, 0.001 * 10 ** (-i / 7), 0.001 * 10 ** (-i / 7)) for i in range(8)],
-    # For first runs: linear decay gives most of what the paper's long tail gives in a hundredth of the passes.
-    "quick": [Stage(10, 0.001, 0.001), Stage(10, 0.001, 0.0)],
+    # For first runs: a decay to zero at once in place of the paper's long tail of ever lower rates.
+    "quick": [Stage(8, 0.001, 0.001), Stage(8, 0.001, 0.0)],
 }
 
 
@@ -45,8 +45,10 @@ def stages_of(schedule, epochs=None):
     """
     stages = SCHEDULES[schedule]
     ends = np.cumsum([stage.epochs for stage in stages])
-    if epochs is not None:
-        ends = np.minimum(ends, epochs) if schedule == "paper" else (2 * ends * epochs + ends[-1]) // (2 * ends[-1])
+    if epochs is not None and schedule == "paper":
+        ends = np.minimum(ends, epochs)
+    elif epochs is not None:
+        ends = (2 * ends * epochs + ends[-1] - 1) // (2 * ends[-1])  # rounded; halves down, to keep the last stage
     lengths = np.diff(ends, prepend=0).tolist()
     return [stage._replace(epochs=n) for stage, n in zip(stages, lengths, strict=True) if n]
 
@@ -113,7 +115,7 @@ def gradients(model, objective, x, k, seed, backward_samples=None):
     step is the first one's.) With `backward_samples` = s < k only s samples, resampled in proportion to the decoder's
     weights, are differentiated: unbiased, since every weight is then a ratio to the decoder's.
 
-    x: [batch, features]; seed: [2] integers.
+    objective: a function log_w -> Objective; x: [batch, features]; seed: [2] integers.
     Returns bound [batch] in nats, gradients for model.phi + model.theta.
     """
     batch = tf.shape(x)[0]
@@ -121,8 +123,10 @@ def gradients(model, objective, x, k, seed, backward_samples=None):
     noise = model.draw_noise(k, batch, noise_seed)
     q = model.encode(x)
     z = model.sample_posterior(q, noise)
-    bound, *weights = objective(model.log_joint(x, z) - model.log_q_z_given_x(q, z))
-    if backward_samples is not None:
+    estimate = objective(model.log_joint(x, z) - model.log_q_z_given_x(q, z))
+    bound, *weights = estimate
+    two_bounds = isinstance(estimate, TwoBounds)
+    if backward_samples is not None and backward_samples < k:  # a stage of the schedule may have a smaller k
         uniform = tf.random.stateless_uniform([batch], resampling_seed, dtype=bound.dtype)
         chosen = resample(weights[0], backward_samples, uniform)
         noise = [gather_samples(layer, chosen) for layer in noise]
@@ -134,17 +138,25 @@ def gradients(model, objective, x, k, seed, backward_samples=None):
     with tf.GradientTape() as encoder_tape:
         q = model.encode(x)
         z = model.sample_posterior(q, noise)
-        with tf.GradientTape() as decoder_tape:
+        with tf.GradientTape(persistent=two_bounds) as decoder_tape:
             z_cut = [tf.stop_gradient(layer) for layer in z]
             decoder_tape.watch(z_cut)
             log_q = model.log_q_z_given_x(q, z_cut)
-            weighted = tf.reduce_sum(decoder * (model.log_joint(x, z_cut) - log_q))
-        d_theta, d_z = decoder_tape.gradient(weighted, (model.theta, z_cut))
-        # d_z carries the decoder's weight; where that has underflowed to 0 the path's weight is 0 as well.
-        ratio = tf.math.divide_no_nan(path, decoder)[..., None]
-        reattached = [tf.reduce_sum(tf.stop_gradient(ratio * d) * layer) for d, layer in zip(d_z, z, strict=True)]
+            log_w = model.log_joint(x, z_cut) - log_q
+            for_decoder, for_path = tf.reduce_sum(decoder * log_w), tf.reduce_sum(path * log_w)
+        d_theta, d_z = decoder_tape.gradient(for_decoder, (model.theta, z_cut))
+        if two_bounds:
+            d_z = decoder_tape.gradient(for_path, z_cut)
+        else:  # d_z carries the decoder's weight; where that has underflowed to 0 the path's is 0 as well
+            d_z = [tf.math.divide_no_nan(path, decoder)[..., None] * layer for layer in d_z]
+        reattached = [tf.reduce_sum(tf.stop_gradient(d) * layer) for d, layer in zip(d_z, z, strict=True)]
         surrogate = tf.add_n(reattached) + tf.reduce_sum(score * log_q)
     return bound, encoder_tape.gradient(surrogate, model.phi) + d_theta
+
+
+def objective_of(parameters):
+    """The run's objective, a function of log_w alone."""
+    return build_objective(parameters.objective, beta=parameters.beta, groups=parameters.groups, alpha=parameters.alpha)
 
 
 def compile_stretches(model, optimizer, x_train, parameters, plan):
@@ -159,7 +171,7 @@ def compile_stretch(model, optimizer, images, parameters, k):
     images: [n, features] tensor, uint8 or float32 in [0, 1], binarised as it is served.
     Called as stretch(order [steps, batch], rates [steps], seed [2] of the epoch, first, last).
     """
-    objective = OBJECTIVES[parameters.objective]
+    objective = objective_of(parameters)
     variables = model.phi + model.theta
     white = 255.0 if images.dtype == tf.uint8 else 1.0
     steps = images.shape[0] // parameters.batch

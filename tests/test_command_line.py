@@ -1,0 +1,582 @@
+"""What the command line and PARAMETERS may ask for: parsing, refusals, names of runs. No TensorFlow in here."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import experiments
+from command_line import (
+    LIKELIHOODS,
+    NOT_IN_NAME,
+    OBJECTIVES,
+    OPTIMIZERS,
+    SCHEDULES,
+    SPLITS,
+    fail,
+    parse,
+    problems,
+    quiet_start,
+    run_name,
+)
+from datasets_download import BINARIZATIONS, DATASETS, Dataset, DatasetError
+from experiments import ALIASES, COMPARE, NAMED_RUNS, PAPER, PARAMETERS, Parameters, load_data, resolve
+
+ROOT = Path(experiments.__file__).resolve().parent
+FIELDS = [field.name for field in fields(Parameters)]
+BASE = Parameters()
+
+
+def parsed(*arguments):
+    return parse(arguments, Parameters, "description")
+
+
+def leaves(function, *arguments):
+    """The line with which a call leaves; its exit status is not zero, for Python makes 1 of a text."""
+    with pytest.raises(SystemExit) as left:
+        function(*arguments)
+    assert isinstance(left.value.code, str) and left.value.code
+    return left.value.code
+
+
+# Parsing.
+
+
+@pytest.mark.parametrize(
+    "field, text, value",
+    [
+        ("dataset", "omniglot", "omniglot"),
+        ("dataset", "1.npz", "1.npz"),
+        ("results_dir", "2016", "2016"),
+        ("results_dir", "none", "none"),
+        ("datasets_dir", "/data/5", "/data/5"),
+        ("binarization", "none", "none"),  # a kind of data here, not None
+        ("objective", "dreg", "dreg"),
+        ("k", "50", 50),
+        ("k", "-1", -1),
+        ("k", "many", "many"),
+        ("k", "2.5", 2.5),
+        ("k", "{[]: 1}", "{[]: 1}"),
+        ("k", "(" * 3, "((("),
+        ("epsilon", "1e-4", 1e-4),
+        ("ema", "0.999", 0.999),
+        ("epochs", "none", None),
+        ("epochs", "None", None),
+        ("epochs", "3", 3),
+        ("backward_samples", "none", None),
+        ("train", "false", False),
+        ("train", "False", False),
+        ("plot", "true", True),
+        ("plot", "yes", "yes"),
+        ("latent_units", "100, 50", (100, 50)),
+        ("latent_units", "(100, 50)", (100, 50)),
+        ("latent_units", "100,50", (100, 50)),
+        ("latent_units", "50", (50,)),
+        ("hidden_units", "((200, 200), (100, 100))", ((200, 200), (100, 100))),
+        ("hidden_units", "(200, 200),", ((200, 200),)),
+        ("snapshot_epochs", "1, 16", (1, 16)),
+        ("snapshot_epochs", "()", ()),
+    ],
+)
+def test_value(field, text, value):
+    names, overrides, listed = parsed(f"--{field}", text)
+    assert (names, overrides, listed) == ([], {field: value}, False)
+    assert type(overrides[field]) is type(value)
+    assert parsed(f"--{field}={text}") == (names, overrides, listed)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_is_an_option_and_a_default_survives_it(field):
+    value = getattr(PARAMETERS, field)
+    if value is None and field in ("binarization", "datasets_dir"):
+        return  # text fields: left out, not written as None
+    assert parsed(f"--{field}", str(value))[1] == {field: value}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["iwae vae_l1_k5 --k 3 --seed 2", "--k 3 --seed 2 iwae vae_l1_k5", "iwae --k 3 vae_l1_k5 --seed 2"],
+)
+def test_names_stand_anywhere(arguments):
+    assert parsed(*arguments.split()) == (["iwae", "vae_l1_k5"], {"k": 3, "seed": 2}, False)
+
+
+def test_nothing_asked():
+    assert parsed() == ([], {}, False)
+    assert parsed("--list") == ([], {}, True)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ("--epoch 3", r"'--epoch'; did you mean --epochs\? Legal: --list, --dataset, .*--datasets_dir$"),
+        ("--kevaluation 3", r"'--kevaluation'; did you mean --k_evaluation\?"),
+        ("--lis", r"'--lis'; did you mean --list\?"),
+        ("-k 3", r"'-k'; did you mean --k\?"),
+        ("iwae --zzzzzz=3", r"'--zzzzzz=3' Legal: --list"),
+        ("iwae --k", r"--k: expected one argument"),
+    ],
+)
+def test_unknown_option(arguments, expected):
+    line = leaves(parsed, *arguments.split())
+    assert line.startswith("experiments.py: ") and "\n" not in line
+    assert re.search(expected, line)
+
+
+@pytest.mark.parametrize(
+    "name, near",
+    [("iwea", "iwae"), ("iwae_l1_50", "iwae_l1_k50"), ("vae_l2_k500", "vae_l2_k50"), ("IWAE", None), ("xyz", None)],
+)
+def test_unknown_run(name, near):
+    line = leaves(resolve, [name], {})
+    assert line.startswith(f"experiments.py: no run is called {name!r}") and "\n" not in line
+    assert (f"did you mean {near}?" in line) if near else ("did you mean" not in line)
+    assert line.endswith("Legal: " + ", ".join([*PAPER, *ALIASES, *OBJECTIVES]))
+
+
+def test_fail_names_nothing_where_nothing_is_near():
+    assert leaves(fail, "no cheese", "cheese", ["a", "b"]) == "experiments.py: no cheese Legal: a, b"
+
+
+# Legal values.
+
+COUNT = "an integer of 1 or more"
+DECAY = "a number in [0, 1)"
+NONE_COUNT = "None or an integer of 1 or more"
+UNITS = "a tuple of positive integers, such as"
+NESTED = "a tuple of tuples of positive integers, such as ((200, 200), (100, 100))"
+NAN, INF = float("nan"), float("inf")
+BAD = {
+    "dataset": ("one of mnist, ", ["mnits", "file.csv", 3, None, ("mnist",)]),
+    "binarization": ("None or one of stochastic, fixed, none", ["static", 1, True, []]),
+    "objective": ("one of vae, iwae, stl, dreg", ["iwea", 1, None, ["vae"]]),
+    "k": (COUNT, [0, -1, 2.0, True, "5", None, INF]),
+    "latent_units": (UNITS, [(), (0,), (50.0,), (True,), 50, [50], "50", ((50,),), None]),
+    "hidden_units": (NESTED, [(200, 200), ((),), ((0,),), ((2.0,),), ((True,),), [[200]], ([200],), 200, None]),
+    "likelihood": ("one of bernoulli, gaussian", ["normal", None, 0]),
+    "schedule": ("one of paper, quick", ["slow", None, 3]),
+    "epochs": (NONE_COUNT, [0, -3, 2.5, True, "3"]),
+    "batch": (COUNT, [0, -20, 20.0, True, None]),
+    "optimizer": ("one of adam, muon", ["sgd", None, 1]),
+    "beta_1": (DECAY, [1, 1.0, -0.1, True, "0.9", None, NAN]),
+    "beta_2": (DECAY, [1, 2.0, -0.1, False, "0.9", None, NAN]),
+    "momentum": (DECAY, [1, 1.5, -0.1, True, "0.9", None, NAN]),
+    "ema": (DECAY, [1, 1.0, -0.1, True, "0.9", None, NAN]),
+    "epsilon": ("a number above 0", [0, 0.0, -1e-4, True, "1e-4", None, NAN, INF]),
+    "backward_samples": (NONE_COUNT, [0, -1, 1.5, True, "2"]),
+    "snapshot_epochs": (UNITS, [(0,), (1.5,), (True,), 3, [3], None]),
+    "seed": ("an integer from 0 to 2147483647", [-1, 2**31, 1.0, True, "1", None]),
+    "k_evaluation": (COUNT, [0, -1, 500.0, True, "500", None]),
+    "split": ("one of train, validation, test", ["valid", None, 0]),
+    "train": ("True or False", [1, 0, "yes", None]),
+    "evaluate": ("True or False", [1, 0, "yes", None]),
+    "plot": ("True or False", [1, 0, "yes", None]),
+    "results_dir": ("a folder", [None, 3, Path("results")]),
+    "datasets_dir": ("None or a folder", [3, True, Path("datasets")]),
+}
+EDGES = {
+    "k": [1],
+    "latent_units": [(1,)],
+    "hidden_units": [((1,),), ((8, 8, 8),)],
+    "epochs": [1, None],
+    "batch": [1],
+    "beta_1": [0, 0.0, 0.999999],
+    "ema": [0, 0.5],
+    "epsilon": [1e-300, 1, 5.0],
+    "backward_samples": [None, 1, 4],
+    "snapshot_epochs": [(), (1,), (3, 2)],
+    "seed": [0, 2**31 - 1],
+    "k_evaluation": [1, 10**6],
+    "dataset": ["a.npz", "some/where/b.npz", *DATASETS],
+    "datasets_dir": [None, "d"],
+}
+
+
+def test_bad_values_are_tabled_for_every_field():
+    assert list(dict.fromkeys(FIELDS)) == sorted(BAD, key=FIELDS.index) and set(BAD) == set(FIELDS)
+
+
+@pytest.mark.parametrize("field, value", [(field, value) for field, (_, values) in BAD.items() for value in values])
+def test_bad_value_is_named_with_the_legal_ones(field, value):
+    (line,) = problems(replace(BASE, **{field: value}))
+    assert line.startswith(f"{field} = {value!r}: must be {BAD[field][0]}")
+
+
+@pytest.mark.parametrize("field, value", [(field, value) for field, values in EDGES.items() for value in values])
+def test_legal_edge(field, value):
+    assert problems(replace(BASE, **{field: value})) == []
+
+
+@pytest.mark.parametrize(
+    "field, legal",
+    [
+        ("objective", OBJECTIVES),
+        ("schedule", SCHEDULES),
+        ("optimizer", OPTIMIZERS),
+        ("split", SPLITS),
+        ("binarization", ("stochastic", "fixed")),
+        ("dataset", tuple(DATASETS)),
+    ],
+)
+def test_every_listed_value_is_taken_and_every_message_lists_it(field, legal):
+    for value in legal:
+        assert not any(line.startswith(f"{field} = ") for line in problems(replace(BASE, **{field: value})))
+    (line,) = problems(replace(BASE, **{field: "no such thing"}))
+    assert all(value in line for value in legal)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("binarization", [None, *BINARIZATIONS])
+@pytest.mark.parametrize("dataset", ["mnist", "mnist_fixed", "own.npz"])
+def test_likelihood_goes_with_binarization(dataset, binarization, likelihood):
+    found = problems(replace(BASE, dataset=dataset, binarization=binarization, likelihood=likelihood))
+    if (likelihood == "gaussian") == (binarization == "none"):
+        assert found == []
+    else:
+        (line,) = found
+        effective = binarization or {"mnist_fixed": "fixed"}.get(dataset, "stochastic")
+        assert f"likelihood = {likelihood!r}" in line and f"binarization = {effective!r}" in line
+        assert "continuous data (none) take gaussian" in line
+
+
+@pytest.mark.parametrize(
+    "changes, fragment",
+    [
+        (
+            {"latent_units": (100, 50)},
+            "hidden_units = ((200, 200),): must be of equal length",
+        ),
+        ({"hidden_units": ((8,), (8,))}, "must be of equal length"),
+        ({"hidden_units": ()}, "must be of equal length"),
+        ({"backward_samples": 5, "k": 5}, "backward_samples = 5: must be below k = 5"),
+        ({"backward_samples": 6, "k": 5}, "backward_samples = 6: must be below k = 5"),
+    ],
+)
+def test_inconsistent_pair(changes, fragment):
+    (line,) = problems(replace(BASE, **changes))
+    assert fragment in line
+
+
+def test_all_wrong_values_are_reported_at_once():
+    wrong = {field: values[0] for field, (_, values) in BAD.items()}
+    assert [line.split(" = ")[0] for line in problems(Parameters(**wrong))] == [
+        line.split(" = ")[0] for line in problems(replace(Parameters(**wrong), k=-7))
+    ]
+    assert len(problems(Parameters(**wrong))) == len(FIELDS)
+    text = leaves(resolve, ["vae_l1_k1"], {"k": 0, "batch": "x", "split": "best"})
+    assert [line.split(" = ")[0] for line in text.splitlines()] == [
+        f"experiments.py: {field}" for field in ("k", "batch", "split")
+    ]
+    assert text.count("must be") == 3
+
+
+def test_datasets_and_binarizations_are_those_of_the_table():
+    (line,) = problems(replace(BASE, dataset="x"))
+    assert line == f"dataset = 'x': must be one of {', '.join(DATASETS)}, or the path of a .npz file"
+    assert {recipe.binarization for recipe in DATASETS.values()} <= set(BINARIZATIONS)
+
+
+# The page that a user edits.
+
+
+def field_comments():
+    """{field: the comment on its line} of the dataclass Parameters."""
+    source = (ROOT / "experiments.py").read_text().split("class Parameters:")[1].split("\n\n\n")[0]
+    return dict(re.findall(r"^    (\w+): [^#\n]+ = [^#\n]+  # (.+)$", source, re.M))
+
+
+def test_every_field_has_a_comment():
+    assert list(field_comments()) == FIELDS
+    assert all(len(comment) > 5 for comment in field_comments().values())
+
+
+@pytest.mark.parametrize(
+    "field, legal",
+    [
+        ("dataset", DATASETS),
+        ("binarization", BINARIZATIONS),
+        ("objective", COMPARE),
+        ("likelihood", LIKELIHOODS),
+        ("schedule", SCHEDULES),
+        ("optimizer", OPTIMIZERS),
+        ("split", SPLITS),
+    ],
+)
+def test_the_comment_lists_the_legal_values(field, legal):
+    assert all(re.search(rf"\b{value}\b", field_comments()[field]) for value in legal)
+
+
+def test_parameters_are_frozen_and_legal():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PARAMETERS.k = 3
+    for parameters in (BASE, PARAMETERS, *NAMED_RUNS.values()):
+        assert problems(parameters) == []
+    assert set(COMPARE) <= set(OBJECTIVES)
+
+
+def test_first_run_is_the_comparison_of_the_issue():
+    (vae, p), (iwae, q) = resolve([], {})
+    assert (vae, iwae) == ("vae", "iwae")
+    assert replace(p, objective="iwae") == q
+    assert (p.dataset, p.k, p.latent_units, p.hidden_units) == ("mnist", 5, (50,), ((200, 200),))
+    assert p.train and p.evaluate and p.plot and p.k_evaluation < 5000
+
+
+# Named runs.
+
+# Burda et al. 2016, Table 1, MNIST: (objective, layers, k) -> NLL, active units. Typed here a second time.
+TABLE_1 = """
+vae 1 1 86.76 19 | vae 1 5 86.47 20 | vae 1 50 86.35 20 | iwae 1 5 85.54 22 | iwae 1 50 84.78 25
+vae 2 1 85.33 16+5 | vae 2 5 85.01 17+5 | vae 2 50 84.78 17+5 | iwae 2 5 83.89 21+5 | iwae 2 50 82.90 26+7
+"""
+CELLS = [cell.split() for line in TABLE_1.strip().splitlines() for cell in line.split(" | ")]
+NETS = {"1": ((50,), ((200, 200),)), "2": ((100, 50), ((200, 200), (100, 100)))}
+
+
+def test_ten_cells():
+    assert len(CELLS) == 10
+    assert set(NAMED_RUNS) == set(PAPER) == {f"{objective}_l{layers}_k{k}" for objective, layers, k, *_ in CELLS}
+    assert not set(ALIASES) & set(NAMED_RUNS) and not set(OBJECTIVES) & (set(NAMED_RUNS) | set(ALIASES))
+
+
+@pytest.mark.parametrize("objective, layers, k, nll, active", CELLS)
+def test_cell(objective, layers, k, nll, active):
+    name = f"{objective}_l{layers}_k{k}"
+    run = NAMED_RUNS[name]
+    assert PAPER[name] == (float(nll), active)
+    assert (run.latent_units, run.hidden_units) == NETS[layers]
+    assert (run.objective, run.k, run.schedule, run.epochs, run.k_evaluation) == (
+        objective,
+        int(k),
+        "paper",
+        None,
+        5000,
+    )
+    assert (run.dataset, run.batch, run.optimizer, run.likelihood) == ("mnist", 20, "adam", "bernoulli")
+    assert (run.beta_1, run.beta_2, run.epsilon, run.ema, run.split) == (0.9, 0.999, 1e-4, 0.0, "test")
+    assert resolve([name], {}) == [(name, run)]
+
+
+@pytest.mark.parametrize("alias, name", [("iwae_l1_k1", "vae_l1_k1"), ("iwae_l2_k1", "vae_l2_k1")])
+def test_at_one_sample_both_names_are_one_run(alias, name):
+    assert resolve([alias], {}) == resolve([name], {}) == resolve([name, alias, name], {})
+    assert resolve([alias], {"seed": 3, "epochs": 2}) == resolve([name], {"seed": 3, "epochs": 2})
+
+
+def test_doubles_run_once_and_order_is_kept():
+    assert [name for name, _ in resolve(["iwae_l1_k5", "vae_l1_k5", "iwae_l1_k5"], {})] == ["iwae_l1_k5", "vae_l1_k5"]
+    assert [name for name, _ in resolve(["iwae", "iwae"], {})] == ["iwae"]
+
+
+def test_objective_alone_is_one_run():
+    ((name, parameters),) = resolve([], {"objective": "dreg"})
+    assert name == "dreg" and parameters == replace(PARAMETERS, objective="dreg")
+
+
+def test_runs_that_cannot_stand_in_one_table_are_refused_at_once():
+    line = leaves(resolve, ["iwae", "iwae_l1_k5"], {})  # k_evaluation 500 and 5000
+    assert "\n" not in line and "k_evaluation" in line and "500" in line and "5000" in line
+    assert len(resolve(["iwae", "iwae_l1_k5"], {"k_evaluation": 500})) == 2
+
+
+# Names of folders.
+
+
+@pytest.mark.parametrize(
+    "arguments, folder",
+    [
+        ("iwae_l1_k50", "iwae_l1_k50__seed0"),
+        ("iwae_l1_k50 --epochs 3 --seed 2", "iwae_l1_k50__epochs3__seed2"),
+        ("iwae_l1_k50 --seed 2 --epochs 3", "iwae_l1_k50__epochs3__seed2"),
+        ("iwae_l1_k1 --epochs 3", "vae_l1_k1__epochs3__seed0"),
+        ("iwae_l1_k50 --epochs 3 --results_dir elsewhere --k_evaluation 7", "iwae_l1_k50__epochs3__seed0"),
+        ("vae_l1_k1 --latent_units 100,50 --hidden_units ((200,200),(100,))", None),
+        ("iwae --objective iwae --k 5", "iwae__seed0"),
+        ("iwae_l2_k5 --schedule quick --optimizer muon", "iwae_l2_k5__schedulequick__optimizermuon__seed0"),
+        ("vae_l1_k5 --epsilon 1e-8 --ema 0.999", "vae_l1_k5__epsilon1e-08__ema0.999__seed0"),
+    ],
+)
+def test_folder(arguments, folder, tmp_path):
+    names, overrides, _ = parsed(*arguments.split())
+    ((name, parameters),) = resolve(names, overrides)
+    parameters = replace(parameters, results_dir=str(tmp_path))
+    found = experiments.open_folder(name, parameters, tiny_dataset())
+    folder = folder or "vae_l1_k1__latent_units100-50__hidden_units200-200_100__seed0"
+    assert found == tmp_path / "tiny" / folder
+    assert not (tmp_path / "tiny").exists()  # asking for a folder makes none
+
+
+def tiny_dataset(name="tiny", n=40):
+    images = np.zeros((n, 4), np.uint8)
+    return Dataset(name, images, images, images, None, None, None, "stochastic", (2, 2))
+
+
+# For every field: three values that a user might try one after the other.
+TRIED = {
+    "dataset": ("mnist_fixed", "omniglot", "a.npz"),
+    "binarization": ("stochastic", "fixed", "none"),
+    "objective": ("vae", "stl", "dreg"),
+    "k": (1, 11, 111),
+    "latent_units": ((1,), (11,), (1, 1)),
+    "hidden_units": (((20, 10),), ((20,), (10,)), ((2010,),)),
+    "likelihood": ("gaussian",),
+    "schedule": ("paper",),
+    "epochs": (1, 2, 12),
+    "batch": (1, 2, 12),
+    "optimizer": ("muon",),
+    "beta_1": (0.0, 0.95, 0.99),
+    "beta_2": (0.0, 0.95, 0.99),
+    "epsilon": (1e-7, 1e-8, 0.1),
+    "momentum": (0.0, 0.9, 0.99),
+    "ema": (0.9, 0.99, 0.999),
+    "backward_samples": (1, 2, 3),
+    "snapshot_epochs": ((1,), (2,), (1, 2)),
+    "seed": (1, 2, 12),
+    "k_evaluation": (1, 2, 12),
+    "split": ("train", "validation"),
+    "train": (False,),
+    "evaluate": (False,),
+    "plot": (False,),
+    "results_dir": ("a", "b"),
+    "datasets_dir": ("a", "b"),
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_what_changes_the_outcome_stands_in_the_name(field):
+    names = [run_name(("run", BASE), replace(BASE, **{field: value})) for value in TRIED[field]]
+    if field in NOT_IN_NAME:
+        assert set(names) == {"run"}
+    else:
+        assert len({"run", *names}) == len(names) + 1
+        assert all(name.startswith(f"run__{field}") and name.count("__") == 1 for name in names)
+        assert all(re.fullmatch(r"[\w.-]+", name) for name in names)  # a file name on any system
+
+
+def test_not_in_name_is_only_what_does_not_train():
+    stated = {"k_evaluation", "split", "train", "evaluate", "plot", "results_dir", "datasets_dir", "snapshot_epochs"}
+    assert NOT_IN_NAME == stated | {"dataset", "seed"}  # these two stand in the path by themselves
+
+
+def test_names_of_all_single_and_double_changes_differ():
+    training = [field for field in FIELDS if field not in NOT_IN_NAME]
+    singles = [{field: value} for field in training for value in TRIED[field]]
+    doubles = [a | b for i, a in enumerate(singles) for b in singles[:i] if set(a) != set(b)]
+    changes = singles + doubles
+    assert len({run_name(("run", BASE), replace(BASE, **change)) for change in changes}) == len(changes)
+
+
+def test_an_edit_of_parameters_makes_a_new_folder(monkeypatch):
+    monkeypatch.setattr(experiments, "PARAMETERS", replace(PARAMETERS, k=7, latent_units=(20,)))
+    assert [name for name, _ in resolve([], {})] == ["vae__k7__latent_units20", "iwae__k7__latent_units20"]
+
+
+# Data, refusals, silence.
+
+
+def test_batch_above_the_training_set_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments, "load_dataset", lambda *_, **__: tiny_dataset(n=40))
+    line = leaves(experiments.main, ["iwae", "--batch", "41", "--results_dir", str(tmp_path)])
+    assert line == "experiments.py: batch = 41: tiny has 40 training images" and not any(tmp_path.iterdir())
+    assert load_data(replace(BASE, batch=40)).name == "tiny"
+
+
+def unreachable(name, datasets_dir=None, binarization=None):
+    if name != "mnist_sample":
+        raise DatasetError(f"{name} could not be had from any source:\n  https://a/*: gone\nWay out: put it there.")
+    return tiny_dataset(name)
+
+
+def test_unreachable_mnist_goes_on_with_the_sample_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "load_dataset", unreachable)
+    assert load_data(BASE).name == "mnist_sample"
+    (line,) = capsys.readouterr().err.splitlines()
+    for words in ("mnist could not be had", "https://a/*: gone", "Way out", "mnist_sample", "cannot be compared"):
+        assert words in line
+
+
+@pytest.mark.parametrize("dataset", [name for name in DATASETS if name not in ("mnist", "mnist_sample")])
+def test_other_unreachable_data_are_refused(dataset, monkeypatch):
+    monkeypatch.setattr(experiments, "load_dataset", unreachable)
+    with pytest.raises(DatasetError, match=f"{dataset} could not be had"):
+        load_data(replace(BASE, dataset=dataset))
+
+
+def test_list_prints_the_table(capsys):
+    experiments.main(["--list"])
+    text = capsys.readouterr().out
+    for objective, layers, k, nll, active in CELLS:
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{objective}_l{layers}_k{k} ")]
+        assert line.split()[1:3] == [nll, active]
+    for alias, name in ALIASES.items():
+        assert re.search(rf"^{name} .*{alias}$", text, re.M)
+    assert all(objective in text.splitlines()[-1] for objective in OBJECTIVES)
+
+
+def test_quiet_start_drops_the_chatter_alone(capfd, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
+    with quiet_start():
+        os.write(2, b"E0000 cuda_dnn.cc] Unable to register cuDNN factory\nI0000 oneDNN custom operations are on.\n")
+        os.write(2, b"UserWarning: look here\n")
+    os.write(2, b"oneDNN afterwards\n")
+    assert capfd.readouterr().err == "UserWarning: look here\noneDNN afterwards\n"
+
+
+def test_quiet_start_shows_what_was_said_before_an_error(capfd):
+    with pytest.raises(ImportError), quiet_start():
+        os.write(2, b"libx.so is missing\n")
+        raise ImportError
+    assert capfd.readouterr().err == "libx.so is missing\n"
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_refusals_come_before_tensorflow(tmp_path):
+    """One process refuses a name, an option, values, a missing model and missing data, without TensorFlow."""
+    tiny = tmp_path / "tiny.npz"
+    images = np.tile(np.uint8([[0, 255, 9, 8]]), (30, 1))
+    np.savez(tiny, x_train=images, x_validation=images, x_test=images)
+    own = ["--dataset", str(tiny), "--results_dir", str(tmp_path)]
+    refused = [
+        ["iwea"],
+        ["--epoch", "3"],
+        ["--k", "0"],
+        [*own, "--train", "false"],
+        [*own, "--batch", "31"],
+        ["--dataset", str(tmp_path / "none.npz")],
+    ]
+    code = f"""
+import sys, experiments
+from datasets_download import DatasetError
+for arguments in {refused!r}:
+    try:
+        experiments.main(arguments)
+    except (SystemExit, DatasetError) as error:
+        print(str(error))
+print(sorted({{"tensorflow", "keras", "tensorflow_probability", "matplotlib"}} & set(sys.modules)))
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    *lines, imported = done.stdout.splitlines()
+    assert imported == "[]" and len(lines) == len(refused)
+    expected = ("'iwea'", "'--epoch'", "k = 0", "no trained model", "batch = 31", "none.npz")
+    assert all(words in line for words, line in zip(expected, lines, strict=True))
+    assert list(tmp_path.iterdir()) == [tiny]
+
+
+def test_refusal_of_the_program_itself():
+    start = time.perf_counter()
+    done = python("experiments.py", "iwae", "--dataset", "none.npz")
+    assert time.perf_counter() - start < 5
+    assert done.returncode == 1 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("experiments.py: none.npz: no such file")

@@ -1,0 +1,515 @@
+"""experiments.py as a user meets it: whole runs on tiny images, in process, and what they leave on disk."""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import command_line
+import datasets_download
+import experiments
+import losses
+import models
+import training
+from evaluation import bounds, log_likelihood
+from models import load_run
+from plotting import PLOTS
+
+ROOT = Path(experiments.__file__).resolve().parent
+NAME = "__k2__latent_units3__hidden_units8__epochs2__batch10__seed0"
+RESULTS = ("nll", "nll_standard_error", "elbo", "active_units", "k", "k_evaluation", "n_test", "objective", "dataset")
+RESULTS += ("seed", "epochs", "train_seconds", "versions")
+TRAIN_ALONE = ("--evaluate", "false", "--plot", "false")
+NO_PLOT = ("--plot", "false")
+EXTRA = {"beta": "0.5", "groups": "2", "alpha": "0.5"}  # what some objectives need beside their name
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The user's own file: 120 + 20 + 30 grey images of 6 x 6, bars at three places."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 120), ("validation", 20), ("test", 30)):
+        y = arrays[f"y_{split}"] = rng.integers(0, 3, n)
+        arrays[f"x_{split}"] = rng.integers(0, 60, (n, 6, 6)).astype(np.uint8)
+        arrays[f"x_{split}"][np.arange(n), 2 * y] += np.uint8(190)
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    """A function (results_dir, *arguments): experiments.main on the tiny file; the folders it then finds there."""
+
+    def call(place, *arguments):
+        tiny_run = ["--dataset", str(tiny), "--k", "2", "--latent_units", "3", "--hidden_units", "(8,),"]
+        tiny_run += ["--epochs", "2", "--batch", "10", "--k_evaluation", "3", "--results_dir", str(place)]
+        experiments.main([*tiny_run, *arguments])
+        return sorted(folder for folder in place.glob("*/*__seed*"))
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def comparison(run, tmp_path_factory):
+    """The default run, VAE against IWAE: the folder of the data set's results."""
+    place = tmp_path_factory.mktemp("comparison")
+    run(place)
+    return place / "tiny"
+
+
+@pytest.fixture(scope="module")
+def iwae(comparison):
+    return comparison / f"iwae{NAME}"
+
+
+def weights(folder):
+    return np.concatenate([array.ravel() for array in load_run(folder).get_weights()])
+
+
+def log_of(folder):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in training.read_log(folder)]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def same_training(folder, other):
+    assert np.array_equal(weights(folder), weights(other))
+    assert log_of(folder) == log_of(other)
+
+
+def leaves(function, *arguments):
+    """The text with which a call leaves; its exit status is not zero, for Python makes 1 of a text."""
+    with pytest.raises(SystemExit) as left:
+        function(*arguments)
+    assert isinstance(left.value.code, str) and left.value.code
+    return left.value.code
+
+
+# Tables and the names that stand for them before TensorFlow is imported.
+
+
+def test_legal_values_are_the_tables():
+    assert command_line.OBJECTIVES == tuple(losses.OBJECTIVES)
+    assert command_line.SCHEDULES == tuple(training.SCHEDULES)
+    assert command_line.LIKELIHOODS == models.LIKELIHOODS
+    assert command_line.SPLITS == datasets_download.SPLITS
+
+
+@pytest.mark.parametrize("name", command_line.OPTIMIZERS)
+def test_optimizer_is_the_one_named(name):
+    model = models.Autoencoder(np.full(4, 0.5), (2,), ((3,),))
+    parameters = experiments.Parameters(optimizer=name, beta_1=0.5, beta_2=0.25, epsilon=0.125, momentum=0.75)
+    optimizer = training.build_optimizer(parameters, model)
+    assert type(optimizer).__name__.lower() == name
+    config = optimizer.get_config()
+    adam = {key.removeprefix("adam_"): value for key, value in config.items()}
+    assert (adam["beta_1"], adam["beta_2"], config["epsilon"]) == (0.5, 0.25, 0.125)
+    assert config.get("momentum", 0.75) == 0.75 and not config["use_ema"] and not config["weight_decay"]
+
+
+# The default run.
+
+
+@pytest.mark.parametrize("objective", ["vae", "iwae"])
+def test_a_run_leaves_every_file(comparison, objective):
+    folder = comparison / f"{objective}{NAME}"
+    for name in ("parameters.json", "log.jsonl", "results.json", "log_likelihoods.npy", "model.weights.h5"):
+        assert (folder / name).stat().st_size > 0
+    assert (folder / "checkpoints" / "checkpoint").exists() and any((folder / "tensorboard").iterdir())
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == set(PLOTS)
+    assert not list(folder.rglob("partial.*"))
+
+
+def test_results(iwae, tiny):
+    results, values = results_of(iwae), np.load(iwae / "log_likelihoods.npy").astype(np.float64)
+    assert set(RESULTS) <= set(results)
+    assert values.shape == (30,) and np.isfinite(values).all() and (values < 0).all()
+    assert results["nll"] == pytest.approx(-values.mean(), rel=1e-6)
+    assert results["nll_standard_error"] == pytest.approx(values.std(ddof=1) / 30**0.5, rel=1e-6)
+    assert results["elbo"] < -results["nll"]
+    assert len(results["active_units"]) == 1 and 0 <= results["active_units"][0] <= 3
+    expected = {"k": 2, "k_evaluation": 3, "n_test": 30, "objective": "iwae", "seed": 0, "epochs": 2, "split": "test"}
+    assert {key: results[key] for key in expected} == expected
+    assert results["dataset"] == str(tiny) and results["train_seconds"] >= 0
+    assert results["versions"]["tensorflow"] == tf.__version__ and results["versions"]["numpy"] == np.__version__
+
+
+def test_parameters_and_log(iwae):
+    parameters = json.loads((iwae / "parameters.json").read_text())
+    assert set(parameters) == {*experiments.Parameters.__dataclass_fields__, "features"}
+    assert (parameters["features"], parameters["binarization"], parameters["latent_units"]) == (36, "stochastic", [3])
+    log = training.read_log(iwae)
+    assert [record["epoch"] for record in log] == [1, 2] and [record["k"] for record in log] == [2, 2]
+    assert [record["learning_rate"] for record in log] == [0.001, 0.0]
+    for bound in ("bound_train", "bound_validation"):
+        assert log[0][bound] < log[1][bound] < 0  # it learns
+
+
+def test_comparison_page(comparison):
+    text = (comparison / "comparison.md").read_text()
+    (header, rule, *rows) = [line for line in text.splitlines() if line.startswith("|")]
+    assert "NLL" in header and "difference" in header and set(rule) == set("| -")
+    assert [row.split()[1] for row in rows] == [f"vae{NAME}", f"iwae{NAME}"]
+    a, b = (np.load(comparison / f"{run}{NAME}" / "log_likelihoods.npy").astype(np.float64) for run in ("vae", "iwae"))
+    assert f"{(a - b).mean():+.2f} ± {(a - b).std(ddof=1) / 30**0.5:.2f}" in rows[1]
+    for row, values in zip(rows, (a, b), strict=True):
+        assert f"{-values.mean():.2f} ± {values.std(ddof=1) / 30**0.5:.2f}" in row
+    assert "L_3" in text and "30 test images" in text
+    links = re.findall(r"!\[\w+\]\(([^)]+)\)", text)
+    assert links and not any(Path(link).is_absolute() for link in links)
+    assert all((comparison / link).read_bytes().startswith(b"\x89PNG") for link in links)
+    assert {Path(link).stem for link in links} == set(PLOTS)
+
+
+def test_both_runs_saw_the_same_test_draw(comparison):
+    """The published draw: of the evaluation's seed alone, whatever the run and its seed."""
+    draws = [np.load(comparison / f"{run}{NAME}" / "figures" / "arrays.npz")["x"] for run in ("vae", "iwae")]
+    assert np.array_equal(*draws) and set(np.unique(draws[0])) == {0, 1}
+
+
+def test_draw_does_not_know_the_runs_seed(tiny):
+    data = datasets_download.load_dataset(str(tiny))
+    draws = [experiments.evaluation_images(experiments.Parameters(seed=seed), data) for seed in (0, 1)]
+    assert np.array_equal(*draws)
+    assert np.array_equal(draws[0], datasets_download.binarize(data.x_test, "stochastic", experiments.EVALUATION_SEED))
+
+
+def test_load_run_gives_the_model_back(iwae, tiny):
+    data = datasets_download.load_dataset(str(tiny))
+    model = load_run(iwae)
+    x = datasets_download.binarize(data.x_test, data.binarization, experiments.EVALUATION_SEED)
+    assert model.encode(x).mean().shape == (30, 3)
+    for pixels, n in ((model.reconstruct(x), 30), (model.sample(4, (0, 1)), 4)):
+        assert pixels.shape == (n, 36) and np.all((pixels > 0) & (pixels < 1))
+    again = log_likelihood(model, x, k=3, seed=experiments.EVALUATION_SEED)
+    np.testing.assert_allclose(again, np.load(iwae / "log_likelihoods.npy"), rtol=1e-5)
+    assert results_of(iwae)["elbo"] == pytest.approx(bounds(model, x, 3, experiments.EVALUATION_SEED)[1].mean(), 1e-5)
+    other = log_likelihood(model, x, k=3, seed=1)
+    assert not np.allclose(other, again, rtol=1e-5)
+
+
+def test_second_call_trains_nothing(run, comparison, iwae, monkeypatch, capsys):
+    """Nor does it write a model or a checkpoint; evaluated again, the results are the same."""
+    before, results = contents(comparison), results_of(iwae)
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+    run(comparison.parent, *NO_PLOT)
+    assert "trained already" in capsys.readouterr().out
+    after = contents(comparison)
+    assert set(after) == set(before)
+    changed = {path.name for path in before if after[path] != before[path]}
+    assert changed <= {"results.json", "comparison.md"} | {path.name for path in before if path.suffix == ".png"}
+    again = results_of(iwae)
+    for timing in ("train_seconds",):
+        results.pop(timing), again.pop(timing)
+    assert again == results
+
+
+# Train, evaluate, plot, each alone.
+
+
+@pytest.fixture(scope="module")
+def alone(run, tmp_path_factory):
+    """An IWAE trained and nothing more, with what the default run's seed and values give."""
+    (folder,) = run(tmp_path_factory.mktemp("alone"), "iwae", *TRAIN_ALONE)
+    return folder
+
+
+def test_each_step_alone(run, alone, iwae):
+    place = alone.parents[1]
+    assert not (alone / "results.json").exists() and not (alone / "figures").exists()
+    before = contents(alone)
+    refusal = leaves(run, place, "iwae", "--train", "false", "--evaluate", "false")
+    assert "is not evaluated" in refusal and "--evaluate false" in refusal and contents(alone) == before
+    run(place, "iwae", "--train", "false", "--plot", "false")
+    assert {path.name for path in set(contents(alone)) - set(before)} == {"results.json", "log_likelihoods.npy"}
+    assert {path: contents(alone)[path] for path in before} == before
+    assert results_of(alone)["nll"] == results_of(iwae)["nll"]
+    before = contents(alone)
+    run(place, "iwae", "--train", "false", "--evaluate", "false")
+    new = set(contents(alone)) - set(before)
+    assert {path.name for path in new} == {"arrays.npz", *(f"{name}.png" for name in PLOTS)}
+    assert {path: contents(alone)[path] for path in before} == before
+
+
+@pytest.mark.parametrize("steps", [(), ("--evaluate", "false"), ("--plot", "false")])
+def test_nothing_trained_is_refused(run, tmp_path, steps):
+    line = leaves(run, tmp_path, "iwae", "--train", "false", *steps)
+    assert f"no trained model in {tmp_path / 'tiny'}" in line and "--train false" in line
+    assert not any(tmp_path.iterdir())
+
+
+def test_figures_without_evaluation_are_refused_before_training(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained, only to be refused afterwards"))
+    assert "is not evaluated" in leaves(run, tmp_path, "iwae", "--evaluate", "false")
+
+
+def test_several_runs_are_trained_alone(run, tmp_path, monkeypatch):
+    """Nothing is there to compare yet, and nothing is wrong with that."""
+    trained = []
+    monkeypatch.setattr(experiments, "train_run", lambda folder, *_: trained.append(folder.name))
+    run(tmp_path, *TRAIN_ALONE)
+    assert trained == [f"vae{NAME}", f"iwae{NAME}"]
+
+
+def test_other_seed_or_k_evaluation_on_disk_is_no_traceback(run, comparison, tmp_path):
+    """Results on disk that were evaluated in another way cannot stand in one table: one line says so."""
+    for folder in comparison.glob("*iwae*"):
+        copy = tmp_path / "tiny" / folder.name
+        copy.mkdir(parents=True)
+        vae = tmp_path / "tiny" / folder.name.replace("iwae", "vae")
+        vae.mkdir()
+        for name in ("results.json", "log_likelihoods.npy"):
+            (copy / name).write_bytes((folder / name).read_bytes())
+            (vae / name).write_bytes((folder / name).read_bytes())
+        results = results_of(vae) | {"k_evaluation": 5}
+        (vae / "results.json").write_text(json.dumps(results))
+        line = leaves(experiments.compare, [copy, vae])
+        assert line.startswith("experiments.py: ") and "different ways" in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "field, value, told", [("k", 7, "k 7 there, 2 here"), ("dataset", "other/tiny.npz", "dataset 'other/tiny.npz'")]
+)
+def test_another_run_in_the_folder_is_refused(run, alone, tmp_path, field, value, told):
+    folder = tmp_path / "tiny" / alone.name
+    folder.mkdir(parents=True)
+    parameters = json.loads((alone / "parameters.json").read_text())
+    (folder / "parameters.json").write_text(json.dumps(parameters | {field: value}))
+    (folder / "log.jsonl").write_text("precious")
+    before = contents(folder)
+    line = leaves(run, tmp_path, "iwae", *TRAIN_ALONE)
+    assert f"{folder} holds another run ({told}" in line and "--results_dir" in line and "\n" not in line
+    assert contents(folder) == before
+
+
+def test_fields_that_do_not_train_meet_the_same_run(run, alone, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+    place = alone.parents[1]
+    for option in (["--k_evaluation", "4"], ["--split", "validation"], ["--snapshot_epochs", "1"]):
+        assert run(place, "iwae", *option, *TRAIN_ALONE) == [alone]
+
+
+def test_batch_above_the_training_set_is_refused(run, tmp_path):
+    line = leaves(run, tmp_path, "iwae", "--batch", "121")
+    assert "batch = 121" in line and "120 training images" in line and not any(tmp_path.iterdir())
+
+
+# Training: seeds, resume, faults.
+
+
+def test_same_seed_same_run(alone, iwae):
+    same_training(alone, iwae)
+
+
+def test_other_seed_other_run(run, tmp_path, iwae):
+    (folder,) = run(tmp_path, "iwae", "--seed", "1", *TRAIN_ALONE)
+    assert folder.name == iwae.name.replace("seed0", "seed1")
+    assert not np.isclose(weights(folder), weights(iwae), rtol=1e-3, atol=0).mean() > 0.5
+    assert log_of(folder) != log_of(iwae)
+
+
+def stop_in_epoch_2(monkeypatch):
+    whole = training.run_epoch
+
+    def run_epoch(stretch, inputs, number, bar):
+        if number == 2:
+            stretch(*inputs, 0, 3)  # some steps are taken, and lost
+            raise KeyboardInterrupt
+        return whole(stretch, inputs, number, bar)
+
+    monkeypatch.setattr(training, "run_epoch", run_epoch)
+    return KeyboardInterrupt
+
+
+def die_between_log_and_checkpoint(monkeypatch):
+    save = tf.train.CheckpointManager.save
+
+    def save_once(manager, checkpoint_number):
+        if checkpoint_number == 2:
+            raise KeyboardInterrupt
+        return save(manager, checkpoint_number=checkpoint_number)
+
+    monkeypatch.setattr(tf.train.CheckpointManager, "save", save_once)
+    return KeyboardInterrupt
+
+
+def diverge_in_epoch_2(monkeypatch):
+    whole = training.epoch_inputs
+
+    def epoch_inputs(epoch, n, parameters):
+        order, rates, seed = whole(epoch, n, parameters)
+        return order, rates * np.float32("nan" if epoch.number == 2 else 1), seed
+
+    monkeypatch.setattr(training, "epoch_inputs", epoch_inputs)
+    return FloatingPointError
+
+
+@pytest.mark.parametrize("stop", [stop_in_epoch_2, die_between_log_and_checkpoint, diverge_in_epoch_2])
+def test_a_stopped_run_goes_on_as_if_never_stopped(run, tmp_path, iwae, stop):
+    """Every weight to the last bit, and the log; the last whole epoch stays, and no model is left half trained."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+        with pytest.raises(stop(monkeypatch), match="epoch 2" if stop is diverge_in_epoch_2 else None):
+            run(tmp_path, "iwae", *TRAIN_ALONE)
+    folder = tmp_path / "tiny" / iwae.name
+    assert not (folder / "model.weights.h5").exists()
+    assert tf.train.latest_checkpoint(folder / "checkpoints").endswith("-1")
+    assert log_of(folder)[:1] == log_of(iwae)[:1]
+    assert run(tmp_path, "iwae", *TRAIN_ALONE) == [folder]
+    same_training(folder, iwae)
+
+
+@pytest.fixture(scope="module")
+def averaged(run, tmp_path_factory):
+    """A run with `ema` and snapshots, stopped in epoch 2 and taken up again."""
+    place = tmp_path_factory.mktemp("averaged")
+    options = ["iwae", "--ema", "0.9", "--snapshot_epochs", "1,2"]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+        with pytest.raises(stop_in_epoch_2(monkeypatch)):
+            run(place, *options, *TRAIN_ALONE)
+    (folder,) = run(place, *options, "--plot", "false")
+    return folder
+
+
+def test_averaged_weights_are_saved_and_evaluated(averaged, iwae):
+    """A checkpoint holds both; they are told apart by epoch 2's average, made here from the weights of each step."""
+    assert not np.array_equal(weights(averaged), weights(iwae))
+    assert np.abs(weights(averaged) - weights(iwae)).max() < 0.1  # an average of the same path
+    assert results_of(averaged)["nll"] != results_of(iwae)["nll"]
+    assert [r["bound_train"] for r in log_of(averaged)] == [r["bound_train"] for r in log_of(iwae)]
+    assert [r["bound_validation"] for r in log_of(averaged)] != [r["bound_validation"] for r in log_of(iwae)]
+
+
+def test_snapshots(averaged):
+    snapshots = sorted((averaged / "snapshots").iterdir())
+    assert [path.name for path in snapshots] == ["epoch0001.weights.h5", "epoch0002.weights.h5"]
+    model, loaded = load_run(averaged), []
+    for path in snapshots:
+        model.load_weights(path)
+        loaded.append(np.concatenate([array.ravel() for array in model.get_weights()]))
+    assert not np.array_equal(*loaded)
+    assert np.array_equal(loaded[1], weights(averaged))  # what is validated and saved at the end
+
+
+def test_training_under_way_has_the_weights_themselves(averaged, tmp_path, run):
+    """Validation in between, with averages or without, leaves no trace in the training: see the log's bound_train."""
+    (folder,) = run(tmp_path, "iwae", "--ema", "0.9", *TRAIN_ALONE)
+    same_training(folder, averaged)
+
+
+# Every kind of run.
+
+
+@pytest.mark.parametrize("objective", losses.OBJECTIVES)
+def test_every_objective_trains(run, tmp_path, objective):
+    signature = inspect.signature(losses.OBJECTIVES[objective]).parameters.values()
+    needed = [parameter.name for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY]
+    extra = [word for name in needed for word in (f"--{name}", EXTRA[name])]
+    (folder,) = run(tmp_path, objective, "--epochs", "1", *extra, *TRAIN_ALONE)
+    (record,) = log_of(folder)
+    assert -100 < record["bound_train"] < 0 and -100 < record["bound_validation"] < 0
+    assert np.isfinite(weights(folder)).all()
+
+
+def test_two_layers(run, tmp_path):
+    (folder,) = run(tmp_path, "iwae", "--latent_units", "3,2", "--hidden_units", "((8,),(6,))", *NO_PLOT)
+    assert "__latent_units3-2__hidden_units8_6__" in folder.name
+    assert len(results_of(folder)["active_units"]) == 2
+    assert load_run(folder).latent_units == (3, 2)
+    log = log_of(folder)
+    assert log[0]["bound_train"] < log[1]["bound_train"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--optimizer", "muon"), ("--k", "4", "--backward_samples", "2"), ("--binarization", "fixed")],
+    ids=["muon", "backward_samples", "fixed"],
+)
+def test_option_changes_the_training(run, tmp_path, options, iwae, tiny):
+    if "fixed" in options:
+        with np.load(tiny) as arrays:
+            black = {k: a if k[0] == "y" else np.uint8(255) * (a > 127) for k, a in arrays.items()}
+        np.savez(tmp_path / "tiny.npz", **black)
+        options += ("--dataset", str(tmp_path / "tiny.npz"))
+    (folder,) = run(tmp_path, "iwae", *options, *TRAIN_ALONE)
+    log = log_of(folder)
+    assert log[0]["bound_train"] < log[1]["bound_train"] < 0
+    assert log != log_of(iwae) and not np.array_equal(weights(folder), weights(iwae))
+
+
+def test_continuous_data(run, tmp_path, tiny):
+    """Grey images as they are, a Gaussian likelihood whose standard deviation is learned; plots of it too."""
+    (folder,) = run(tmp_path, "iwae", "--likelihood", "gaussian", "--binarization", "none")
+    assert "__binarizationnone__" in folder.name and "__likelihoodgaussian__" in folder.name
+    assert load_run(folder).decoder[0].log_std.numpy() < 0
+    arrays = np.load(folder / "figures" / "arrays.npz")
+    assert np.array_equal(arrays["x"], arrays["x_mean"]) and len(np.unique(arrays["x"])) > 20
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == set(PLOTS)
+
+
+def test_split(run, alone):
+    place = alone.parents[1]
+    data = {"train": 120, "validation": 20}
+    for split, n in data.items():
+        run(place, "iwae", "--train", "false", *NO_PLOT, "--split", split)
+        results = results_of(alone)
+        assert results["split"] == split and results[f"n_{split}"] == n and "n_test" not in results
+        assert np.load(alone / "log_likelihoods.npy").shape == (n,)
+
+
+def test_file_without_labels(run, tmp_path, tiny):
+    with np.load(tiny) as arrays:
+        np.savez(tmp_path / "bare.npz", **{key: arrays[key] for key in datasets_download.X_KEYS})
+    (folder,) = run(tmp_path, "iwae", "--dataset", str(tmp_path / "bare.npz"))
+    assert folder.parent.name == "bare" and len(list((folder / "figures").glob("*.png"))) == len(PLOTS)
+
+
+def test_unreachable_mnist_goes_on_with_the_sample(run, tiny, tmp_path, monkeypatch, capsys):
+    """One line says what was tried and what it costs; folder, results and page bear the sample's name."""
+
+    def load(name, datasets_dir=None, binarization=None):
+        if name == "mnist":
+            raise datasets_download.DatasetError("mnist could not be had from any source:\n  https://a: gone\nWay out.")
+        return datasets_download.load_dataset(str(tiny), datasets_dir, binarization)._replace(name=name)
+
+    monkeypatch.setattr(experiments, "load_dataset", load)
+    folders = run(tmp_path, "--dataset", "mnist", "--epochs", "1", "vae", "iwae", *NO_PLOT)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Going on" in line]
+    for words in ("mnist could not be had", "https://a: gone", "mnist_sample", "cannot be compared"):
+        assert words in line
+    assert {folder.parent for folder in folders} == {tmp_path / "mnist_sample"} and len(folders) == 2
+    for folder in folders:
+        assert results_of(folder)["dataset"] == "mnist_sample"
+        assert json.loads((folder / "parameters.json").read_text())["dataset"] == "mnist_sample"
+    assert (tmp_path / "mnist_sample" / "comparison.md").read_text().startswith("# Runs on mnist_sample")
+
+
+def test_program_is_quiet(tiny, tmp_path):
+    """The command itself: exit status 0, no line of TensorFlow's about CUDA or oneDNN, nothing but the bar."""
+    environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    arguments = ["iwae", "--dataset", tiny, "--latent_units", "3", "--hidden_units", "(8,),", "--epochs", "1", *NO_PLOT]
+    command = [sys.executable, "experiments.py", *map(str, arguments), "--results_dir", str(tmp_path), "--k", "1"]
+    done = subprocess.run(
+        [*command, "--k_evaluation", "2"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert not re.search(command_line.STARTUP_CHATTER, done.stderr + done.stdout)
+    noise = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip() and "%|" not in line]
+    assert noise == []
+    assert re.search(r"quick schedule, k = 1, 1 epochs: about \d+ \w+ on this machine", done.stdout)

@@ -1,0 +1,202 @@
+"""training.py: schedules, data order, binarisation, optimizers, averaged weights, checkpoints."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import training
+from command_line import PAPER_EPOCHS
+from experiments import Parameters
+from training import plan_epochs, stages_of
+
+TINY = Parameters(batch=10, k=2, epochs=2, binarization="stochastic")
+
+
+def grey(x):
+    return np.uint8(255 * (0.2 + 0.6 * x))
+
+
+def train(model, x, folder, parameters=TINY):
+    training.train(model, grey(x), parameters, folder, lambda: 0.0)
+    return [variable.numpy() for variable in model.variables]
+
+
+def test_paper_schedule_is_the_papers():
+    """Pitfall: stages at cumulative 1, 4, 13, 40, 121, 364, 1093, 3280 passes, at 0.001 * 10^(-i/7), eight of them."""
+    plan = plan_epochs(replace(TINY, schedule="paper", epochs=None))
+    starts = [epoch.number for epoch, before in zip(plan[1:], plan[:-1], strict=True) if epoch[2:] != before[2:]]
+    assert [start - 1 for start in starts] == [1, 4, 13, 40, 121, 364, 1093]
+    assert len(plan) == PAPER_EPOCHS == 3280 and plan[0].rate_from == 0.001 and plan[-1].rate_to == pytest.approx(0.0001)
+    assert all(epoch.rate_from == epoch.rate_to for epoch in plan)
+    rounded = [1e-3, 7.2e-4, 5.2e-4, 3.7e-4, 2.7e-4, 1.9e-4, 1.4e-4, 1e-4]  # as the authors' code has them
+    assert [stage.rate_from for stage in stages_of("paper")] == pytest.approx(rounded, rel=0.02)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 4, 5, 121, 3279, 3280])
+def test_epochs_cut_the_paper_schedule_short(epochs):
+    whole, cut = (plan_epochs(replace(TINY, schedule="paper", epochs=e)) for e in (None, epochs))
+    assert cut == whole[:epochs]
+
+
+@pytest.mark.parametrize("schedule", [name for name in training.SCHEDULES if name != "paper"])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 100])
+def test_epochs_rescale_other_schedules(schedule, epochs):
+    whole, scaled = stages_of(schedule), stages_of(schedule, epochs)
+    assert sum(stage.epochs for stage in scaled) == epochs
+    assert scaled[-1].rate_to == whole[-1].rate_to
+    if epochs == 100:
+        share = sum(stage.epochs for stage in whole) / 100
+        for a, b in zip(scaled, whole, strict=True):
+            assert abs(a.epochs * share - b.epochs) <= share
+
+
+@pytest.mark.parametrize("schedule", training.SCHEDULES)
+def test_learning_rates_meet_from_epoch_to_epoch(schedule):
+    plan = plan_epochs(replace(TINY, schedule=schedule, epochs=None))
+    assert [epoch.number for epoch in plan] == list(range(1, len(plan) + 1))
+    assert all(epoch.k >= 1 and epoch.rate_from >= epoch.rate_to >= 0 for epoch in plan)
+    _, rates, _ = training.epoch_inputs(plan[-1], 60, TINY)
+    assert rates[0] == np.float32(plan[-1].rate_from) and rates.dtype == np.float32
+
+
+def test_stages_may_have_a_k_of_their_own(monkeypatch):
+    stages = [training.Stage(1, 1e-3, 1e-3, k=1), training.Stage(1, 1e-3, 0.0)]
+    monkeypatch.setitem(training.SCHEDULES, "quick", stages)
+    assert [epoch.k for epoch in plan_epochs(replace(TINY, epochs=None))] == [1, 2]
+
+
+def test_every_epoch_has_a_new_permutation_without_the_last_incomplete_batch():
+    plan = plan_epochs(replace(TINY, epochs=2))
+    orders = [training.epoch_inputs(epoch, 64, TINY)[0] for epoch in plan]
+    for order in orders:
+        assert order.shape == (6, 10) and order.dtype == np.int32
+        assert len(set(order.ravel())) == 60 and order.max() < 64
+    assert not np.array_equal(*orders)
+    np.testing.assert_array_equal(orders[0], training.epoch_inputs(plan[0], 64, TINY)[0])
+    assert not np.array_equal(orders[0], training.epoch_inputs(plan[0], 64, replace(TINY, seed=1))[0])
+
+
+class Recorder:
+    """Stands in for the gradients: the mean image it is served becomes the bound."""
+
+    def __init__(self, model):
+        self.zeros = [tf.zeros_like(variable) for variable in model.phi + model.theta]
+
+    def __call__(self, model, objective, x, k, seed, backward_samples):
+        legal = tf.reduce_all((x == 0) | (x == 1)) if backward_samples is None else True
+        return tf.where(legal, tf.reduce_mean(x, axis=1), -1.0), self.zeros
+
+
+def stretch_of(model, monkeypatch, x, parameters):
+    monkeypatch.setattr(training, "gradients", Recorder(model))
+    optimizer = training.build_optimizer(parameters, model)
+    return training.compile_stretch(model, optimizer, tf.constant(x), parameters, 2)
+
+
+def test_images_are_binarised_afresh_each_time_they_are_served(small_net, monkeypatch):
+    """Pitfall: binarised once, or never. Pixels are 0 or 1, their mean the grey value, and draws differ by step."""
+    x = np.full((60, 12), 51, np.uint8)  # grey 0.2
+    stretch = stretch_of(small_net(), monkeypatch, x, TINY)
+    order, rates, seed = training.epoch_inputs(plan_epochs(TINY)[0], 60, TINY)
+    same_images = np.repeat(order[:1], len(order), axis=0)
+    means = [float(stretch(same_images, rates, seed, step, step + 1)) for step in range(6)]
+    assert min(means) >= 0 and len(set(means)) > 1
+    draws = [float(stretch(order, rates, (7, epoch), 0, 6)) / 6 for epoch in range(100)]
+    # 72,000 pixels of standard deviation 0.4: beyond 4.5 standard errors once in 100,000 seeds.
+    assert abs(np.mean(draws) - 0.2) < 4.5 * 0.4 / np.sqrt(72000)
+
+
+@pytest.mark.parametrize("binarization", ["fixed", "none"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_other_images_are_served_as_they_are(small_net, monkeypatch, binarization, dtype):
+    x = np.full((60, 12), 51, np.uint8) if dtype == np.uint8 else np.full((60, 12), 0.2, np.float32)
+    parameters = replace(TINY, binarization=binarization, backward_samples=1)  # told to the Recorder: grey is legal
+    stretch = stretch_of(small_net(), monkeypatch, x, parameters)
+    inputs = training.epoch_inputs(plan_epochs(parameters)[0], 60, parameters)
+    assert float(stretch(*inputs, 0, 6)) / 6 == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_optimizers_take_the_constants_of_the_run(small_net, optimizer):
+    parameters = replace(TINY, optimizer=optimizer, beta_1=0.8, beta_2=0.99, epsilon=1e-3, momentum=0.9, ema=0.7)
+    built = training.build_optimizer(parameters, small_net())
+    config = built.get_config()
+    prefix = "adam_" if optimizer == "muon" else ""
+    assert (config[f"{prefix}beta_1"], config[f"{prefix}beta_2"], config["epsilon"]) == (0.8, 0.99, 1e-3)
+    assert built.use_ema and built.ema_momentum == 0.7
+    assert not config["weight_decay"] and not config.get("adam_weight_decay")
+    if optimizer == "muon":
+        assert built.momentum == 0.9
+
+
+def test_averaged_weights_are_put_back(small_net):
+    model = small_net()
+    optimizer = training.build_optimizer(replace(TINY, ema=0.5), model)
+    variables = model.phi + model.theta
+    optimizer.learning_rate.assign(0.1)
+    for _ in range(3):
+        optimizer.apply_gradients([(tf.ones_like(variable), variable) for variable in variables])
+    current = [variable.numpy() for variable in variables]
+    with training.averaged_weights(model, optimizer):
+        assert all(np.all(v.numpy() > value) for v, value in zip(variables, current, strict=True))
+    for variable, value in zip(variables, current, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_training_ascends_the_bound(small_net, x_small, tmp_path):
+    train(small_net(), x_small, tmp_path, replace(TINY, epochs=30))
+    bounds = [record["bound_train"] for record in training.read_log(tmp_path)]
+    assert len(bounds) == 30 and np.mean(bounds[-3:]) > bounds[0] + 0.1
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_resumed_training_is_bit_for_bit_the_uninterrupted(small_net, x_small, tmp_path, monkeypatch, ema):
+    parameters = replace(TINY, epochs=4, ema=ema)
+    whole = train(small_net(), x_small, tmp_path / "whole", parameters)
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    run_epoch = training.run_epoch
+
+    def killed_in_epoch_3(stretch, inputs, number, bar):
+        if number == 3:
+            raise KeyboardInterrupt
+        return run_epoch(stretch, inputs, number, bar)
+
+    monkeypatch.setattr(training, "run_epoch", killed_in_epoch_3)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_net(), x_small, tmp_path / "killed", parameters)
+    monkeypatch.setattr(training, "run_epoch", run_epoch)
+    resumed = train(small_net(seed=9), x_small, tmp_path / "killed", parameters)
+    for a, b in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(a, b)
+    logs = [training.read_log(tmp_path / run) for run in ("whole", "killed")]
+    for record in logs[0] + logs[1]:
+        del record["seconds"]
+    assert logs[0] == logs[1] and len(logs[0]) == 4
+
+
+def test_estimate_leaves_everything_as_it_was(small_net, x_small):
+    model = small_net()
+    optimizer, plan = training.build_optimizer(TINY, model), plan_epochs(TINY)
+    variables = model.variables + optimizer.variables
+    before = [variable.numpy() for variable in variables]
+    stretches = training.compile_stretches(model, optimizer, grey(x_small), TINY, plan)
+    assert training.estimate_seconds(stretches, plan, 60, TINY, variables) > 0
+    for variable, value in zip(variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+@pytest.mark.parametrize("seconds, words", [(4, "4 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (57600, "16 h")])
+def test_durations_are_said_in_the_largest_fitting_unit(seconds, words):
+    assert training.duration(seconds) == words
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "log.jsonl"
+    training.write_text(path, json.dumps({"epoch": 1}))
+    with pytest.raises(RuntimeError), training.whole_file(path) as partial:
+        partial.write_text('{"epo')
+        raise RuntimeError
+    assert training.read_log(tmp_path) == [{"epoch": 1}]
