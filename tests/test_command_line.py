@@ -157,6 +157,9 @@ BAD = {
     "dataset": ("one of mnist, ", ["mnits", "file.csv", 3, None, ("mnist",)]),
     "binarization": ("None or one of stochastic, fixed, none", ["static", 1, True, []]),
     "objective": ("one of vae, iwae, stl, dreg", ["iwea", 1, None, ["vae"]]),
+    "beta": ("None or a number in [0, 1]", [-0.1, 1.1, True, "0.5", NAN]),
+    "groups": (NONE_COUNT, [0, -1, 2.0, True, "2"]),
+    "alpha": ("None or a number in [0, 1)", [1, 1.0, -0.1, True, "0.5", NAN]),
     "k": (COUNT, [0, -1, 2.0, True, "5", None, INF]),
     "latent_units": (UNITS, [(), (0,), (50.0,), (True,), 50, [50], "50", ((50,),), None]),
     "hidden_units": (NESTED, [(200, 200), ((),), ((0,),), ((2.0,),), ((True,),), [[200]], ([200],), 200, None]),
@@ -255,6 +258,17 @@ def test_likelihood_goes_with_binarization(dataset, binarization, likelihood):
         ),
         ({"hidden_units": ((8,), (8,))}, "must be of equal length"),
         ({"hidden_units": ()}, "must be of equal length"),
+        ({"objective": "ciwae"}, "beta = None: objective 'ciwae' needs a value"),
+        ({"objective": "vr", "k": 4}, "alpha = None: objective 'vr' needs a value"),
+        ({"beta": 0.5}, "beta = 0.5: objective 'iwae' does not take a value"),
+        ({"groups": 1, "objective": "vae"}, "groups = 1: objective 'vae' does not take a value"),
+        ({"alpha": 0.0, "objective": "dreg"}, "alpha = 0.0: objective 'dreg' does not take a value"),
+        ({"objective": "miwae", "k": 6, "groups": 4}, "groups = 4: must divide k = 6"),
+        (
+            {"objective": "piwae", "k": 4, "groups": 2, "backward_samples": 2},
+            "backward_samples: must be None for piwae",
+        ),
+        ({"schedule": "paper", "epochs": 3281}, "epochs = 3281: the paper's schedule has 3280"),
         ({"backward_samples": 5, "k": 5}, "backward_samples = 5: must be below k = 5"),
         ({"backward_samples": 6, "k": 5}, "backward_samples = 6: must be below k = 5"),
     ],
@@ -287,9 +301,15 @@ def test_datasets_and_binarizations_are_those_of_the_table():
 
 
 def field_comments():
-    """{field: the comment on its line} of the dataclass Parameters."""
+    """{field: the comment on its line, or on the lines above} of the dataclass Parameters."""
     source = (ROOT / "experiments.py").read_text().split("class Parameters:")[1].split("\n\n\n")[0]
-    return dict(re.findall(r"^    (\w+): [^#\n]+ = [^#\n]+  # (.+)$", source, re.M))
+    comments, above = {}, ""
+    for line in source.splitlines():
+        code, _, comment = line.partition("  # ") if ":" in line.split("#")[0] else ("", "", line)
+        above += comment.strip("# ") + " "
+        if field := re.match(r"    (\w+): ", code):
+            comments[field[1]], above = above.strip(), ""
+    return comments
 
 
 def test_every_field_has_a_comment():
@@ -302,7 +322,7 @@ def test_every_field_has_a_comment():
     [
         ("dataset", DATASETS),
         ("binarization", BINARIZATIONS),
-        ("objective", COMPARE),
+        ("objective", OBJECTIVES),
         ("likelihood", LIKELIHOODS),
         ("schedule", SCHEDULES),
         ("optimizer", OPTIMIZERS),
@@ -423,6 +443,9 @@ TRIED = {
     "dataset": ("mnist_fixed", "omniglot", "a.npz"),
     "binarization": ("stochastic", "fixed", "none"),
     "objective": ("vae", "stl", "dreg"),
+    "beta": (0, 0.5, 1),
+    "groups": (1, 2, 12),
+    "alpha": (0, 0.5, 0.25),
     "k": (1, 11, 111),
     "latent_units": ((1,), (11,), (1, 1)),
     "hidden_units": (((20, 10),), ((20,), (10,)), ((2010,),)),
