@@ -133,7 +133,7 @@ def parse(arguments, kind, description):
     for field in fields:
         parser.add_argument(f"--{field}", default=argparse.SUPPRESS, metavar="VALUE")
     parser.error = lambda message: sys.exit(f"experiments.py: {message}")
-    options, unknown = parser.parse_known_args(arguments)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         fail(f"no option is called {unknown[0]!r}", unknown[0], ["--list", *[f"--{field}" for field in fields]])
     overrides = vars(options)

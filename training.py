@@ -15,6 +15,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from losses import TwoBounds, build_objective, gather_samples, resample
+from models import fold_seed, random_uniform, split_seed
 
 STRETCHES_PER_EPOCH = 5  # entries into Python, for the progress bar
 STEPS_TIMED = 20  # for the estimate of a run's time
@@ -116,18 +117,21 @@ def gradients(model, objective, x, k, seed, backward_samples=None):
     weights, are differentiated: unbiased, since every weight is then a ratio to the decoder's.
 
     objective: a function log_w -> Objective; x: [batch, features]; seed: [2] integers.
-    Returns bound [batch] in nats, gradients for model.phi + model.theta.
+    Returns bound [batch] in nats, gradients for model.phi + model.theta. Raises ValueError for `backward_samples` with
+    an objective of two bounds.
     """
     batch = tf.shape(x)[0]
-    noise_seed, resampling_seed = tf.unstack(tf.random.split(seed))
+    noise_seed, resampling_seed = tf.unstack(split_seed(seed))
     noise = model.draw_noise(k, batch, noise_seed)
     q = model.encode(x)
     z = model.sample_posterior(q, noise)
     estimate = objective(model.log_joint(x, z) - model.log_q_z_given_x(q, z))
     bound, *weights = estimate
     two_bounds = isinstance(estimate, TwoBounds)
+    if two_bounds and backward_samples is not None:
+        raise ValueError(f"backward_samples = {backward_samples}: must be None for an objective of two bounds")
     if backward_samples is not None and backward_samples < k:  # a stage of the schedule may have a smaller k
-        uniform = tf.random.stateless_uniform([batch], resampling_seed, dtype=bound.dtype)
+        uniform = random_uniform([batch], resampling_seed, dtype=bound.dtype)
         chosen = resample(weights[0], backward_samples, uniform)
         noise = [gather_samples(layer, chosen) for layer in noise]
         decoder, path, score = (gather_samples(weight, chosen) for weight in weights)
@@ -181,10 +185,10 @@ def compile_stretch(model, optimizer, images, parameters, k):
     def stretch(order, rates, seed, first, last):
         step, total = first, 0.0
         while step < last:
-            binarization_seed, gradient_seed = tf.unstack(tf.random.split(tf.random.fold_in(seed, step)))
+            binarization_seed, gradient_seed = tf.unstack(split_seed(fold_seed(seed, step)))
             x = tf.cast(tf.gather(images, order[step]), tf.float32) / white
             if parameters.binarization == "stochastic":
-                x = tf.cast(tf.random.stateless_uniform(tf.shape(x), binarization_seed) < x, tf.float32)
+                x = tf.cast(random_uniform(tf.shape(x), binarization_seed) < x, tf.float32)
             bound, ascent = gradients(model, objective, x, k, gradient_seed, parameters.backward_samples)
             optimizer.learning_rate.assign(rates[step])
             optimizer.apply_gradients([(-gradient, v) for gradient, v in zip(ascent, variables, strict=True)])

@@ -8,6 +8,7 @@ from scipy.special import logsumexp
 import evaluation
 from evaluation import bounds, comparison_table, figure_arrays, log_likelihood, mean_bound, unit_variances
 from losses import OBJECTIVES, build_objective
+from models import fold_seed, random_normal
 from plotting import PLOTS
 
 
@@ -24,7 +25,7 @@ def test_streaming_bounds_equal_one_log_mean_exp(small_net, x_small, monkeypatch
     monkeypatch.setattr(evaluation, "SAMPLES_AT_ONCE", 4)
     model = small_net(layers)
     l_k, elbo = bounds(model, x_small, k, seed=3)
-    seeds = [tf.random.fold_in((3, 0), first) for first in range(0, k, 4)]
+    seeds = [fold_seed((3, 0), first) for first in range(0, k, 4)]
     log_w = np.concatenate([log_weights(model, x_small, min(k, 4), seed) for seed in seeds])[:k]
     assert l_k.shape == elbo.shape == (60,)
     np.testing.assert_allclose(l_k, logsumexp(log_w, axis=0) - np.log(k), rtol=1e-4)
@@ -84,7 +85,7 @@ class Wobble:
         return x[:, :1]
 
     def draw_noise(self, k, batch, seed):
-        return tf.random.stateless_normal([k, batch, 2], seed)
+        return random_normal([k, batch, 2], seed)
 
     def sample_posterior(self, q, noise):
         return [tf.concat([3 * q + 0.5 * noise[..., :1], 0.5 * noise[..., 1:]], axis=-1), None]

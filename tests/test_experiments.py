@@ -446,13 +446,6 @@ def test_every_objective_trains_compiled(run, tmp_path, objective):
     check_objective(run, tmp_path, objective)
 
 
-def test_the_compiled_program_computes_what_python_does(run, tmp_path, iwae, uncompiled):
-    (folder,) = run(tmp_path, "iwae", *TRAIN_ALONE)
-    np.testing.assert_allclose(weights(folder), weights(iwae), atol=1e-4)
-    for ours, theirs in zip(log_of(folder), log_of(iwae), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
-
-
 def test_two_layers(run, tmp_path):
     (folder,) = run(tmp_path, "iwae", "--latent_units", "3,2", "--hidden_units", "((8,),(6,))", *NO_PLOT)
     assert "__latent_units3-2__hidden_units8_6__" in folder.name

@@ -16,7 +16,7 @@ from scipy.stats import multivariate_normal, norm
 
 import training
 from losses import OBJECTIVES, Objective, build_objective, dreg, iwae, normalized_weights, resample
-from models import Autoencoder
+from models import Autoencoder, random_normal, split_seed
 from training import gradients
 
 FALSE_ALARM, COORDINATES = 1e-4, 1000
@@ -63,9 +63,9 @@ class LinearGaussian:
         return affine(self.encoder[0], x)
 
     def draw_noise(self, k, batch, seed):
-        seeds = tf.unstack(tf.random.split(seed, len(self.units)))
+        seeds = tf.unstack(split_seed(seed, len(self.units)))
         return [
-            tf.random.stateless_normal([k, batch, units], layer_seed, dtype=tf.float64)
+            random_normal([k, batch, units], layer_seed, dtype=tf.float64)
             for units, layer_seed in zip(self.units, seeds, strict=True)
         ]
 
@@ -263,7 +263,7 @@ def images(x_small, model, n=5):
 
 def automatic(model, bound, x, k, seed=SEED):
     """Gradient of a bound, differentiated through the samples, with the noise that `gradients` draws from that seed."""
-    noise = model.draw_noise(k, len(x), tf.unstack(tf.random.split(seed))[0])
+    noise = model.draw_noise(k, len(x), tf.unstack(split_seed(seed))[0])
     with tf.GradientTape() as tape:
         q = model.encode(x)
         z = model.sample_posterior(q, noise)
@@ -386,7 +386,7 @@ def test_the_reference_itself_is_right():
 @pytest.mark.parametrize("name", ["vae", "iwae", "dreg", "vr"])
 @each_depth
 def test_with_the_posterior_as_encoder_everything_is_exact(name, layers):
-    """Any bound is log p(x) in every draw; in the mean the decoder's gradient is that of log p(x), at any k (Fisher)."""
+    """Any bound is log p(x) in every draw; in the mean the decoder's gradient is that of log p(x) at any k (Fisher)."""
     decoder = make_decoder(layers, independent=True)
     model = LinearGaussian(best_encoder(decoder)[0], decoder, REPLICATES // 2)
     bound, _, theta = replicate(model, objective(name), 2, seed=11)
