@@ -58,6 +58,7 @@ def problems(p):
         ("batch", is_number(p.batch, int, 1), count),
         ("optimizer", p.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
         *[(name, is_number(getattr(p, name), below=1), decay) for name in ("beta_1", "beta_2", "momentum", "ema")],
+        ("clip_norm", p.clip_norm is None or is_number(p.clip_norm) and p.clip_norm > 0, "None or a number above 0"),
         ("epsilon", is_number(p.epsilon) and p.epsilon > 0, "a number above 0"),
         ("backward_samples", p.backward_samples is None or is_number(p.backward_samples, int, 1), f"None or {count}"),
         ("snapshot_epochs", is_counts(p.snapshot_epochs), "a tuple of positive integers, such as (1, 16, 30)"),
