@@ -199,19 +199,28 @@ def evaluation_images(parameters, data):
 
 
 def evaluate_run(folder, parameters, data):
-    """Write results.json and log_likelihoods.npy of a trained run."""
-    from evaluation import active_units, bounds, unit_variances
+    """Write results.json and log_likelihoods.npy of a run, unless they are of these weights and images already."""
     from models import load_run
 
-    model, x, k = load_run(folder), evaluation_images(parameters, data), parameters.k_evaluation
+    model, x = load_run(folder), evaluation_images(parameters, data)
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-    key = digest(*model.get_weights(), x, repr((k, EVALUATION_SEED, parameters.split, versions)).encode())
+    asked = (parameters.k_evaluation, EVALUATION_SEED, parameters.split, versions)
+    key = digest(*model.get_weights(), x, repr(asked).encode())
     written = [folder / "log_likelihoods.npy", folder / "results.json"]
     if all(path.exists() for path in written) and read_results(folder).get("evaluation") == key:
         print(f"{folder.name}: evaluated already")
-        return
-    checkpoints = Checkpoints(folder / "evaluation" / key)
-    log_likelihoods, elbos = bounds(model, x, k, EVALUATION_SEED, f"{folder.name} L_k", checkpoints)
+    else:
+        write_results(folder, parameters, model, x, {"versions": versions, "evaluation": key})
+    shutil.rmtree(folder / "evaluation", ignore_errors=True)
+
+
+def write_results(folder, parameters, model, x, of):
+    """Evaluate a model on images x, going on from what a killed evaluation left. of: what the results are of."""
+    from evaluation import active_units, bounds, unit_variances
+
+    checkpoints = Checkpoints(folder / "evaluation" / of["evaluation"])
+    title = f"{folder.name} L_k"
+    log_likelihoods, elbos = bounds(model, x, parameters.k_evaluation, EVALUATION_SEED, title, checkpoints)
     log = read_log(folder)
     results = {
         "nll": -float(np.mean(log_likelihoods, dtype=np.float64)),
@@ -225,13 +234,11 @@ def evaluate_run(folder, parameters, data):
         },
         "epochs": len(log),
         "train_seconds": log[-1]["seconds"],
-        "versions": versions,
-        "evaluation": key,  # of the weights, images and samples that it was made from
+        **of,
     }
     with whole_file(folder / "log_likelihoods.npy") as partial:
         np.save(partial, log_likelihoods)
     write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
-    shutil.rmtree(folder / "evaluation", ignore_errors=True)
 
 
 def plot_run(folder, parameters, data):

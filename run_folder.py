@@ -17,11 +17,17 @@ SECONDS_BETWEEN_CHECKPOINTS = 30
 GENERATIONS = 2  # states that are kept: where the newest is damaged there is one before
 
 
+def unwritable(path, reason):
+    """The error of a file that cannot be written: what, where, the way out."""
+    way_out = "make room or give the right to write, and the same command goes on, or name another folder"
+    return OSError(f"cannot write {path}: {reason}; what was there before stands. Way out: {way_out}")
+
+
 @contextlib.contextmanager
 def whole_file(path):
     """A path to write to, renamed to `path` when the block ends well: a file is there whole or not at all.
 
-    Raises OSError, saying what, where and the way out, where it cannot be written; the file before it then stands.
+    Raises OSError where it cannot be written; the file before it then stands.
     """
     partial = path.with_name(f"partial.{os.getpid()}.{path.name}")  # the ending stays: Keras and numpy go by it
     try:
@@ -31,9 +37,7 @@ def whole_file(path):
             os.fsync(file.fileno())  # before the name: a power cut leaves the old file or the new one
         os.replace(partial, path)
     except OSError as error:
-        reason = error.strerror or error
-        way_out = "make room or give the right to write, and the same command goes on, or name another folder"
-        raise OSError(f"cannot write {path}: {reason}; what was there before stands. Way out: {way_out}") from error
+        raise unwritable(path, error.strerror or error) from error
     finally:
         with contextlib.suppress(OSError):  # where nothing can be written nothing can be deleted either
             partial.unlink(missing_ok=True)
@@ -75,8 +79,12 @@ def lock(folder):
 
     The kernel gives the lock back when a process ends, however it ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise unwritable(folder, error.strerror) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

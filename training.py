@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from losses import TwoBounds, build_objective, gather_samples, resample
 from models import fold_seed, random_uniform, split_seed
-from run_folder import Checkpoints, read_log, stop_asked, whole_file, write_text
+from run_folder import Checkpoints, read_log, stop_asked, unwritable, whole_file, write_text
 
 STRETCHES_PER_EPOCH = 5  # entries into Python, for the progress bar, checkpoints and Ctrl-C
 STEPS_TIMED = 20  # for the estimate of a run's time
@@ -349,7 +349,7 @@ def train(model, x_train, parameters, folder, validation_bound):
     steps = len(x_train) // parameters.batch
     writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
     bar = tqdm(total=len(plan) * steps, unit="step", desc=folder.name, disable=not plan)
-    with bar, writer.as_default(), stop_asked() as asked:
+    with bar, stop_asked() as asked:
         for epoch in plan:
             inputs = epoch_inputs(epoch, len(x_train), parameters)
             for _ in range(done.stretch, STRETCHES_PER_EPOCH):
@@ -359,6 +359,7 @@ def train(model, x_train, parameters, folder, validation_bound):
                 if done.stretch == STRETCHES_PER_EPOCH:
                     with averaged_weights(model, optimizer):
                         log.append(log_record(epoch, done.total / steps, validation_bound(), done.seconds))
+                        write_scalars(writer, log[-1])
                         if epoch.number in parameters.snapshot_epochs:
                             save_weights(model, folder / "snapshots" / f"epoch{epoch.number:04d}.weights.h5")
                     done = Progress(epoch.number, seconds=done.seconds)
@@ -371,14 +372,22 @@ def train(model, x_train, parameters, folder, validation_bound):
 
 
 def log_record(epoch, bound_train, bound_validation, seconds):
-    """A line of log.jsonl, written as scalars for TensorBoard too. Bounds in nats, seconds of training so far."""
-    record = {
+    """A line of log.jsonl. Bounds in nats, seconds of training so far."""
+    return {
         "epoch": epoch.number,
         "k": epoch.k,
         "learning_rate": epoch.rate_to,
         "bound_train": bound_train,
         "bound_validation": bound_validation,
+        "seconds": round(seconds, 1),
     }
-    for name, value in record.items():
-        tf.summary.scalar(name, value, step=epoch.number)
-    return record | {"seconds": round(seconds, 1)}
+
+
+def write_scalars(writer, record):
+    """Show a record in TensorBoard; its writer has errors of TensorFlow's own."""
+    try:
+        with writer.as_default():
+            for name, value in record.items():
+                tf.summary.scalar(name, value, step=record["epoch"])
+    except tf.errors.OpError as error:
+        raise unwritable("tensorboard/", error.message.partition("\n")[0]) from error

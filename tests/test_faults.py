@@ -351,6 +351,19 @@ def test_folder_that_is_a_file(tmp_path):
     (tmp_path / "results").write_text("in the way")
     with pytest.raises(OSError, match="cannot write .*: (File exists|Not a directory)"):
         run_folder.write_text(tmp_path / "results" / "log.jsonl", "new")
+    with pytest.raises(OSError, match="cannot write .*: (File exists|Not a directory)"):
+        run_folder.lock(tmp_path / "results" / "run").__enter__()
+
+
+def test_tensorboard_that_cannot_be_written(tmp_path):
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+    try:
+        with pytest.raises(OSError, match="cannot write tensorboard/: .*File too large.*Way out"):
+            training.write_scalars(writer, {"epoch": 1, "bound_train": -1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("text", ['{"k": 1', "[1, 2]", "", "null"])
