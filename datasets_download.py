@@ -9,6 +9,7 @@ the same way. To add a data set is to add an entry: its files, sources in order,
 
 import argparse
 import contextlib
+import difflib
 import gzip
 import hashlib
 import io
@@ -396,8 +397,9 @@ def read(path: Path, binarization: str) -> Dataset:
 
 def file_of(name: str, datasets_dir: str | Path | None = None) -> Path:
     """Where a data set is cached, or the user's own file; DatasetError for an unknown name."""
-    legal = f"{', '.join(DATASETS)}, or the path of a .npz file"
-    require(name in DATASETS or name.endswith(".npz"), f"unknown data set {name!r}; legal are {legal}")
+    near = "".join(f"; did you mean {word}?" for word in difflib.get_close_matches(name, DATASETS, 1))
+    legal = f"legal are {', '.join(DATASETS)}, or the path of a .npz file"
+    require(name in DATASETS or name.endswith(".npz"), f"unknown data set {name!r}{near or ';'} {legal}")
     if name.endswith(".npz"):
         return Path(name).expanduser()
     if name == "mnist_sample":

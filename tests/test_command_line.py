@@ -280,6 +280,29 @@ def test_inconsistent_pair(changes, fragment):
     assert fragment in line
 
 
+@pytest.mark.parametrize(
+    "field, word, near",
+    [
+        ("objective", "iwea", "iwae"),
+        ("dataset", "mnits", "mnist"),
+        ("schedule", "papr", "paper"),
+        ("optimizer", "Adam", "adam"),
+        ("split", "valid", "validation"),
+        ("likelihood", "gauss", "gaussian"),
+        ("binarization", "stochastics", "stochastic"),
+    ],
+)
+def test_nearest_legal_value_is_offered(field, word, near):
+    (line,) = problems(replace(BASE, **{field: word}))
+    assert line.endswith(f"; did you mean {near}?")
+
+
+def test_what_is_inconsistent_is_told_beside_what_is_illegal():
+    found = problems(replace(BASE, batch=0, objective="ciwae", latent_units=(1, 2), epochs="x", groups=3, k="2"))
+    fields = ["k", "epochs", "batch", "latent_units", "beta", "groups"]
+    assert [line.split(" = ")[0] for line in found] == fields
+
+
 def test_all_wrong_values_are_reported_at_once():
     wrong = {field: values[0] for field, (_, values) in BAD.items()}
     assert [line.split(" = ")[0] for line in problems(Parameters(**wrong))] == [

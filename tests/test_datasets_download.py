@@ -693,7 +693,10 @@ def test_fixed_binarization_of_a_users_file(value, tmp_path):
 def test_unknown_names_and_binarizations(capsys):
     with pytest.raises(DatasetError, match="unknown binarization 'often'; legal are stochastic, fixed, none"):
         load_dataset("mnist_sample", binarization="often")
-    with pytest.raises(DatasetError, match="unknown data set 'mnits'; legal are mnist, .*or the path of a .npz file"):
+    with pytest.raises(
+        DatasetError,
+        match=r"unknown data set 'mnits'; did you mean mnist\? legal are mnist, .*or the path of a .npz file",
+    ):
         load_dataset("mnits")
     assert main(["mnist_sample", "mnits"]) == 2
     said = capsys.readouterr()

@@ -145,7 +145,7 @@ def start(tiny):
     def call(place, fault=None, seed=0):
         arguments = [*TINY, "--dataset", str(tiny), "--results_dir", str(place / "results")]
         said, output = context.Pipe(duplex=False)
-        process = context.Process(target=child, args=(arguments, fault, seed, output))
+        process = context.Process(target=child, args=(arguments, fault, seed, output), daemon=True)
         process.start()
         output.close()
         with open(said.fileno(), "rb", closefd=False) as text:
@@ -315,7 +315,7 @@ def hold(folder, ready):
 def test_second_process_stops_at_once_and_a_dead_one_holds_nothing(tmp_path):
     context = multiprocessing.get_context("fork")
     ready = context.Event()
-    process = context.Process(target=hold, args=(tmp_path, ready))
+    process = context.Process(target=hold, args=(tmp_path, ready), daemon=True)  # ends with a test that fails
     process.start()
     assert ready.wait(20)
     with pytest.raises(SystemExit, match=f"another process is at work in {tmp_path}: wait") as left:
