@@ -266,6 +266,10 @@ def restore(checkpoints, variables):
     if not state:
         return Progress()
     progress, *values = state
+    if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
+        raise OSError(
+            f"{checkpoints.folder}: of another version of this program; go on with that, or delete the folder"
+        )
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     epochs, stretch, total, seconds = progress

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import run_folder
 import training
 from command_line import PAPER_EPOCHS
 from experiments import Parameters
@@ -177,6 +178,13 @@ def test_resumed_training_is_bit_for_bit_the_uninterrupted(small_net, x_small, t
     for record in logs[0] + logs[1]:
         del record["seconds"]
     assert logs[0] == logs[1] and len(logs[0]) == 4
+
+
+def test_checkpoints_of_another_version_are_refused(small_net, tmp_path):
+    checkpoints, variables = run_folder.Checkpoints(tmp_path), small_net().variables
+    checkpoints.save("00001-0", [np.array(training.Progress(1)), *(v.numpy() for v in variables[1:])])
+    with pytest.raises(OSError, match="of another version of this program"):
+        training.restore(checkpoints, variables)
 
 
 def test_estimate_leaves_everything_as_it_was(small_net, x_small):
