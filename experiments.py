@@ -5,9 +5,13 @@ python experiments.py iwae_l1_k50 --epochs 3 --seed 2       a named run, any fie
 python experiments.py --list                                the named runs, with the paper's numbers
 """
 
+import contextlib
 import importlib.metadata
 import json
 import re
+import shlex
+import shutil
+import signal
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +20,7 @@ import numpy as np
 
 from command_line import NOT_IN_NAME, OBJECTIVES, fail, parse, problems, quiet_start, run_name
 from datasets_download import DatasetError, binarize, grey, load_dataset
+from run_folder import Checkpoints, check_parameters, digest, lock, read_log, whole_file, write_text
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Parameters:
     epsilon: float = 1e-4  # Adam: added to the root of the second moment, above 0
     momentum: float = 0.95  # Muon: its momentum, in [0, 1); Muon trains biases by Adam
     ema: float = 0.0  # decay of the averaged weights that are evaluated, in [0, 1); 0: the weights themselves
+    clip_norm: float | None = None  # limit on the norm of the whole gradient, above 0; None: none, as in the paper
     backward_samples: int | None = None  # differentiate only so many of the k samples, resampled; None: all
     snapshot_epochs: tuple = ()  # keep the weights at these epochs, in snapshots/
     seed: int = 0  # weights, order of the images, every random number: 0 or more
@@ -162,14 +168,7 @@ def open_folder(name, parameters, data):
     """The run's folder; leaves with the difference where it holds another run, or none though none is to be trained."""
     folder = Path(parameters.results_dir) / data.name / f"{name}__seed{parameters.seed}"
     if (folder / "parameters.json").exists():
-        ours, theirs = settings(parameters, data), json.loads((folder / "parameters.json").read_text())
-        outcome = [field for field in ours if field not in NOT_IN_NAME - {"dataset", "seed"}]
-        if changed := [field for field in outcome if theirs.get(field) != ours[field]]:
-            differences = ", ".join(f"{field} {theirs.get(field)!r} there, {ours[field]!r} here" for field in changed)
-            sys.exit(
-                f"experiments.py: {folder} holds another run ({differences}): "
-                "delete that folder, or choose another place with --results_dir"
-            )
+        check_parameters(folder, settings(parameters, data), NOT_IN_NAME - {"dataset", "seed"})
     if not parameters.train and not (folder / "model.weights.h5").exists():
         sys.exit(f"experiments.py: no trained model in {folder}: run the same command without --train false")
     if parameters.plot and not parameters.evaluate and not (folder / "results.json").exists():
@@ -181,7 +180,7 @@ def train_run(folder, parameters, data):
     """Train the run in its folder, or go on where it was stopped."""
     from evaluation import mean_bound
     from models import Autoencoder
-    from training import objective_of, train, write_text
+    from training import objective_of, train
 
     if (folder / "model.weights.h5").exists():
         print(f"{folder.name}: trained already")
@@ -200,13 +199,28 @@ def evaluation_images(parameters, data):
 
 
 def evaluate_run(folder, parameters, data):
-    """Write results.json and log_likelihoods.npy of a trained run."""
-    from evaluation import active_units, bounds, unit_variances
+    """Write results.json and log_likelihoods.npy of a run, unless they are of these weights and images already."""
     from models import load_run
-    from training import read_log, whole_file, write_text
 
     model, x = load_run(folder), evaluation_images(parameters, data)
-    log_likelihoods, elbos = bounds(model, x, parameters.k_evaluation, EVALUATION_SEED, f"{folder.name} L_k")
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    asked = (parameters.k_evaluation, EVALUATION_SEED, parameters.split, versions)
+    key = digest(*model.get_weights(), x, repr(asked).encode())
+    written = [folder / "log_likelihoods.npy", folder / "results.json"]
+    if all(path.exists() for path in written) and read_results(folder).get("evaluation") == key:
+        print(f"{folder.name}: evaluated already")
+    else:
+        write_results(folder, parameters, model, x, {"versions": versions, "evaluation": key})
+    shutil.rmtree(folder / "evaluation", ignore_errors=True)
+
+
+def write_results(folder, parameters, model, x, of):
+    """Evaluate a model on images x, going on from what a killed evaluation left. of: what the results are of."""
+    from evaluation import active_units, bounds, unit_variances
+
+    checkpoints = Checkpoints(folder / "evaluation" / of["evaluation"])
+    title = f"{folder.name} L_k"
+    log_likelihoods, elbos = bounds(model, x, parameters.k_evaluation, EVALUATION_SEED, title, checkpoints)
     log = read_log(folder)
     results = {
         "nll": -float(np.mean(log_likelihoods, dtype=np.float64)),
@@ -220,7 +234,7 @@ def evaluate_run(folder, parameters, data):
         },
         "epochs": len(log),
         "train_seconds": log[-1]["seconds"],
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        **of,
     }
     with whole_file(folder / "log_likelihoods.npy") as partial:
         np.save(partial, log_likelihoods)
@@ -231,7 +245,6 @@ def plot_run(folder, parameters, data):
     """Draw every plot of a trained and evaluated run into figures/, with the arrays that they show."""
     from evaluation import figure_arrays
     from models import load_run
-    from training import read_log, whole_file
 
     log, x, results = read_log(folder), evaluation_images(parameters, data), read_results(folder)
     x_mean, labels = grey(getattr(data, f"x_{parameters.split}")), getattr(data, f"y_{parameters.split}")
@@ -248,16 +261,15 @@ def draw(runs, folder):
     """Save every plot of the runs {label: arrays} into a folder."""
     from plotting import PLOTS, save_figure
 
-    folder.mkdir(parents=True, exist_ok=True)
     for name, plot in PLOTS.items():
-        save_figure(plot(runs), folder / f"{name}.png")
+        with whole_file(folder / f"{name}.png") as partial:
+            save_figure(plot(runs), partial)
     print(f"figures: {folder}/")
 
 
 def compare(folders):
     """Print runs of one data set side by side, and write comparison.md and its figures beside their folders."""
     from evaluation import comparison_table
-    from training import write_text
 
     place = folders[0].parent
     try:
@@ -292,6 +304,14 @@ def main(arguments=None):
         dataset = parameters.dataset if parameters.dataset.endswith(".npz") else data.name  # maybe the sample
         parameters = replace(parameters, dataset=dataset, binarization=data.binarization)
         runs.append((open_folder(name, parameters, data), parameters, data))
+    with contextlib.ExitStack() as locks:
+        for folder, *_ in runs:
+            locks.enter_context(lock(folder))
+        perform(runs)
+
+
+def perform(runs):
+    """Train, evaluate, plot and compare runs [(folder, Parameters, data)], as far as each asks for it."""
     with quiet_start():
         import tensorflow as tf
 
@@ -311,9 +331,10 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         main()
     except (DatasetError, FloatingPointError, OSError) as error:
         sys.exit(f"experiments.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("experiments.py: stopped; the same command goes on from the last checkpoint")
+        sys.exit(f"experiments.py: stopped; to go on where it was: python {shlex.join(sys.argv)}")

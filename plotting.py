@@ -5,9 +5,7 @@ do); its docstring names the arrays that it reads. A new plot is one function an
 Nothing here opens a window, needs a display or touches `rcParams`: figures are made without pyplot.
 """
 
-import os
 import textwrap
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -371,17 +369,11 @@ def _tile_figure(title, caption, image_shape, width, rows, styles):
 
 
 def save_figure(figure, path):
-    """Writes a PNG about 1,300 pixels wide: whole or not at all, and the same bytes for the same figure."""
+    """Writes a PNG about 1,300 pixels wide: the same bytes for the same figure."""
     # The layout creeps each time it is computed and a second PNG would differ: computed once, it stays.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    figure.savefig(path, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
 
 
 PLOTS = {

@@ -3,10 +3,7 @@
 import contextlib
 import itertools
 import json
-import math
-import os
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import keras
@@ -16,10 +13,10 @@ from tqdm import tqdm
 
 from losses import TwoBounds, build_objective, gather_samples, resample
 from models import fold_seed, random_uniform, split_seed
+from run_folder import Checkpoints, read_log, stop_asked, unwritable, whole_file, write_text
 
-STRETCHES_PER_EPOCH = 5  # entries into Python, for the progress bar
+STRETCHES_PER_EPOCH = 5  # entries into Python, for the progress bar, checkpoints and Ctrl-C
 STEPS_TIMED = 20  # for the estimate of a run's time
-SECONDS_BETWEEN_CHECKPOINTS = 30
 
 
 class Stage(NamedTuple):
@@ -170,33 +167,45 @@ def compile_stretches(model, optimizer, x_train, parameters, plan):
 
 
 def compile_stretch(model, optimizer, images, parameters, k):
-    """One XLA program that takes the steps first .. last - 1 of an epoch and returns the sum of their mean bounds.
+    """One XLA program that takes the steps first .. last - 1 of an epoch, and stops after one that is not finite.
 
     images: [n, features] tensor, uint8 or float32 in [0, 1], binarised as it is served.
-    Called as stretch(order [steps, batch], rates [steps], seed [2] of the epoch, first, last).
+    Called as stretch(order [steps, batch], rates [steps], seed [2] of the epoch, first, last); returns the sum of the
+    steps' mean bounds, and the first step whose bound or gradient is not finite, -1 if there is none.
     """
     objective = objective_of(parameters)
     variables = model.phi + model.theta
-    white = 255.0 if images.dtype == tf.uint8 else 1.0
     steps = images.shape[0] // parameters.batch
     signature = [((steps, parameters.batch), tf.int32), ((steps,), tf.float32), ((2,), tf.int32), ((), tf.int32)]
 
     @tf.function(jit_compile=True, input_signature=[tf.TensorSpec(*spec) for spec in signature + signature[-1:]])
     def stretch(order, rates, seed, first, last):
-        step, total = first, 0.0
-        while step < last:
-            binarization_seed, gradient_seed = tf.unstack(split_seed(fold_seed(seed, step)))
-            x = tf.cast(tf.gather(images, order[step]), tf.float32) / white
-            if parameters.binarization == "stochastic":
-                x = tf.cast(random_uniform(tf.shape(x), binarization_seed) < x, tf.float32)
+        step, total, bad = first, 0.0, -1
+        while step < last and bad < 0:
+            x, gradient_seed = serve(images, order[step], fold_seed(seed, step), parameters)
             bound, ascent = gradients(model, objective, x, k, gradient_seed, parameters.backward_samples)
+            # What is not finite in a kernel's gradient is not in its bias's: to test kernels would cost a fifth.
+            small = [gradient for gradient in ascent if gradient.shape.rank < 2]
+            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(values)) for values in (bound, *small)])
+            bad = tf.where(finite, -1, step)
+            if parameters.clip_norm:
+                ascent, _ = tf.clip_by_global_norm(ascent, parameters.clip_norm)
             optimizer.learning_rate.assign(rates[step])
             optimizer.apply_gradients([(-gradient, v) for gradient, v in zip(ascent, variables, strict=True)])
             total += tf.reduce_mean(bound)
             step += 1
-        return total
+        return total, bad
 
     return stretch
+
+
+def serve(images, rows, seed, parameters):
+    """Images [batch, features] of a step, binarised afresh, and the seed of its samples."""
+    binarization_seed, gradient_seed = tf.unstack(split_seed(seed))
+    x = tf.cast(tf.gather(images, rows), tf.float32) / (255.0 if images.dtype == tf.uint8 else 1.0)
+    if parameters.binarization == "stochastic":
+        x = tf.cast(random_uniform(tf.shape(x), binarization_seed) < x, tf.float32)
+    return x, gradient_seed
 
 
 def epoch_inputs(epoch, n, parameters):
@@ -219,9 +228,9 @@ def estimate_seconds(stretches, plan, n, parameters, variables):
     steps = len(inputs[1])
     seconds = {}
     for k, stretch in stretches.items():
-        stretch(*inputs, 0, 1).numpy()  # compiles
+        stretch(*inputs, 0, 1)[0].numpy()  # compiles
         start = time.perf_counter()
-        stretch(*inputs, 0, min(steps, STEPS_TIMED)).numpy()
+        stretch(*inputs, 0, min(steps, STEPS_TIMED))[0].numpy()
         seconds[k] = (time.perf_counter() - start) / min(steps, STEPS_TIMED) * steps
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)
@@ -236,46 +245,77 @@ def duration(seconds):
     return f"{seconds:.0f} s"
 
 
-def read_log(folder):
-    """The records of log.jsonl, a dict per epoch; an empty list where there is none."""
-    path = Path(folder) / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-@contextlib.contextmanager
-def whole_file(path):
-    """A path to write to, renamed to `path` when the block ends well: a file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name("partial." + path.name)  # the ending stays: Keras and numpy go by it
-    yield partial
-    os.replace(partial, path)
-
-
-def write_text(path, text):
-    """Write a text file whole or not at all."""
-    with whole_file(path) as partial:
-        partial.write_text(text)
-
-
 def save_weights(model, path):
     """Write a model's weights whole or not at all."""
     with whole_file(path) as partial:
         model.save_weights(partial)
 
 
-def run_epoch(stretch, inputs, number, bar):
-    """Take the steps of an epoch; returns their mean bound, nats. Raises FloatingPointError where it is not finite."""
-    steps, total = len(inputs[1]), 0.0
-    for first, last in itertools.pairwise(np.linspace(0, steps, STRETCHES_PER_EPOCH + 1, dtype=np.int32)):
-        total += float(stretch(*inputs, first, last))
-        bar.update(last - first)
-        if not math.isfinite(total):
-            raise FloatingPointError(
-                f"the bound is {total} in epoch {number}, steps {first} to {last - 1}; nothing of this epoch is saved: "
-                "try a lower learning rate (schedule), another seed, or another likelihood"
-            )
-        bar.set_postfix(bound=f"{total / last:.2f}", refresh=False)
-    return total / steps
+class Progress(NamedTuple):
+    """How far a training has come."""
+
+    epochs: int = 0  # finished and logged
+    stretch: int = 0  # the next one of the epoch after them
+    total: float = 0.0  # of that epoch: sum of the steps' mean bounds, nats
+    seconds: float = 0.0  # of training
+
+
+def restore(checkpoints, variables):
+    """Give the variables the values of the last checkpoint, if there is one; returns the progress then."""
+    state = checkpoints.load()
+    if not state:
+        return Progress()
+    progress, *values = state
+    if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
+        raise OSError(
+            f"{checkpoints.folder}: of another version of this program; go on with that, or delete the folder"
+        )
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    epochs, stretch, total, seconds = progress
+    return Progress(int(epochs), int(stretch), float(total), float(seconds))
+
+
+def run_stretch(stretch, inputs, done, variables, bar):
+    """Take the next stretch of an epoch; returns the progress then, and the first step that is not finite, or -1.
+
+    The variables are left as they were before that step.
+    """
+    start, before = time.perf_counter(), [variable.numpy() for variable in variables]
+    edges = np.linspace(0, len(inputs[1]), STRETCHES_PER_EPOCH + 1, dtype=np.int32)
+    first, last = edges[done.stretch : done.stretch + 2]
+    total, bad = stretch(*inputs, first, last)
+    if bad >= 0:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        stretch(*inputs, first, bad)  # to hold the step back inside the loop would cost a twentieth
+        return done, int(bad)
+    total = done.total + float(total)
+    bar.update(last - first)
+    bar.set_postfix(bound=f"{total / last:.2f}", refresh=False)
+    return done._replace(stretch=done.stretch + 1, total=total, seconds=done.seconds + time.perf_counter() - start), -1
+
+
+def not_finite(model, x_train, parameters, epoch, inputs, step):
+    """The error of a step that is not finite: taken again outside XLA from its seed, for what is not finite and where.
+
+    The model has the weights from before that step.
+    """
+    order, rates, seed = inputs
+    x, gradient_seed = serve(tf.constant(x_train), order[step], fold_seed(seed, step), parameters)
+    bound, ascent = gradients(model, objective_of(parameters), x, epoch.k, gradient_seed, parameters.backward_samples)
+    images = order[step][~np.isfinite(bound)]
+    layers = [
+        variable.path.partition("/")[2]
+        for variable, gradient in zip(model.phi + model.theta, ascent, strict=True)
+        if not np.isfinite(gradient).all()
+    ]
+    return FloatingPointError(
+        f"not finite in epoch {epoch.number}, step {step}, learning rate {rates[step]:.3g}: "
+        f"the bound of training images {images.tolist() or 'none'} of {order[step].tolist()}; "
+        f"the gradient of {', '.join(layers) or 'no layer'}. The last checkpoint stands; nothing after it is saved. "
+        "Way out: --clip_norm 10, a lower learning rate (schedule), another seed, or another likelihood"
+    )
 
 
 def describe(plan, parameters):
@@ -292,50 +332,66 @@ def train(model, x_train, parameters, folder, validation_bound):
 
     x_train: [n, features], uint8 or float32 in [0, 1]. validation_bound: function () -> bound of the model as it
     stands, in nats, for the log.
-    Raises FloatingPointError where a bound is not finite; the last checkpoint then stands as it was.
+    Raises FloatingPointError where a bound or a gradient is not finite; the last checkpoint then stands as it was.
+    Raises KeyboardInterrupt, once a checkpoint is written, after Ctrl-C or SIGTERM.
     """
-    optimizer = build_optimizer(parameters, model)
-    done, seconds = tf.Variable(0, dtype=tf.int64), tf.Variable(0.0, dtype=tf.float64)
-    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, epoch=done, seconds=seconds)
-    manager = tf.train.CheckpointManager(checkpoint, folder / "checkpoints", max_to_keep=2)
-    manager.restore_or_initialize()
-    log = read_log(folder)[: int(done)]  # the log may be ahead of the checkpoint that a kill left
-    plan = plan_epochs(parameters)[int(done) :]
+    optimizer, checkpoints = build_optimizer(parameters, model), Checkpoints(folder / "checkpoints")
+    variables = model.variables + optimizer.variables
+    done = restore(checkpoints, variables)
+    log = read_log(folder)[: done.epochs]  # the log may be ahead of the checkpoint that a kill left
+    plan = plan_epochs(parameters)[done.epochs :]
     if plan:
         stretches = compile_stretches(model, optimizer, x_train, parameters, plan)
-        estimate = estimate_seconds(stretches, plan, len(x_train), parameters, model.variables + optimizer.variables)
+        estimate = estimate_seconds(stretches, plan, len(x_train), parameters, variables)
         print(f"{folder.name}: {describe(plan, parameters)}: about {duration(estimate)} on this machine", flush=True)
 
-    saved, steps = time.monotonic(), len(x_train) // parameters.batch
+    def save():
+        write_text(folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
+        values = [np.array(done), *(variable.numpy() for variable in variables)]
+        checkpoints.save(f"{done.epochs:05d}-{done.stretch}", values)
+
+    steps = len(x_train) // parameters.batch
     writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
-    with tqdm(total=len(plan) * steps, unit="step", desc=folder.name, disable=not plan) as bar, writer.as_default():
+    bar = tqdm(total=len(plan) * steps, unit="step", desc=folder.name, disable=not plan)
+    with bar, stop_asked() as asked:
         for epoch in plan:
-            start = time.perf_counter()
             inputs = epoch_inputs(epoch, len(x_train), parameters)
-            bound = run_epoch(stretches[epoch.k], inputs, epoch.number, bar)
-            seconds.assign_add(time.perf_counter() - start)
-            done.assign(epoch.number)
-            with averaged_weights(model, optimizer):
-                log.append(log_record(epoch, bound, validation_bound(), seconds))
-                if epoch.number in parameters.snapshot_epochs:
-                    save_weights(model, folder / "snapshots" / f"epoch{epoch.number:04d}.weights.h5")
-            if epoch is plan[-1] or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                write_text(folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
-                manager.save(checkpoint_number=epoch.number)
-                saved = time.monotonic()
+            for _ in range(done.stretch, STRETCHES_PER_EPOCH):
+                done, bad = run_stretch(stretches[epoch.k], inputs, done, variables, bar)
+                if bad >= 0:
+                    raise not_finite(model, x_train, parameters, epoch, inputs, bad)
+                if done.stretch == STRETCHES_PER_EPOCH:
+                    with averaged_weights(model, optimizer):
+                        log.append(log_record(epoch, done.total / steps, validation_bound(), done.seconds))
+                        write_scalars(writer, log[-1])
+                        if epoch.number in parameters.snapshot_epochs:
+                            save_weights(model, folder / "snapshots" / f"epoch{epoch.number:04d}.weights.h5")
+                    done = Progress(epoch.number, seconds=done.seconds)
+                if asked or checkpoints.due() or done.epochs == plan[-1].number:
+                    save()
+                if asked:
+                    raise KeyboardInterrupt
     optimizer.finalize_variable_values(model.phi + model.theta)  # the averaged weights, where `ema` is set
     save_weights(model, folder / "model.weights.h5")
 
 
 def log_record(epoch, bound_train, bound_validation, seconds):
-    """A line of log.jsonl, written as scalars for TensorBoard too. Bounds in nats, seconds of training so far."""
-    record = {
+    """A line of log.jsonl. Bounds in nats, seconds of training so far."""
+    return {
         "epoch": epoch.number,
         "k": epoch.k,
         "learning_rate": epoch.rate_to,
         "bound_train": bound_train,
         "bound_validation": bound_validation,
+        "seconds": round(seconds, 1),
     }
-    for name, value in record.items():
-        tf.summary.scalar(name, value, step=epoch.number)
-    return record | {"seconds": round(float(seconds), 1)}
+
+
+def write_scalars(writer, record):
+    """Show a record in TensorBoard; its writer has errors of TensorFlow's own."""
+    try:
+        with writer.as_default():
+            for name, value in record.items():
+                tf.summary.scalar(name, value, step=record["epoch"])
+    except tf.errors.OpError as error:
+        raise unwritable("tensorboard/", error.message.partition("\n")[0]) from error

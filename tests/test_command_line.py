@@ -173,6 +173,7 @@ BAD = {
     "momentum": (DECAY, [1, 1.5, -0.1, True, "0.9", None, NAN]),
     "ema": (DECAY, [1, 1.0, -0.1, True, "0.9", None, NAN]),
     "epsilon": ("a number above 0", [0, 0.0, -1e-4, True, "1e-4", None, NAN, INF]),
+    "clip_norm": ("None or a number above 0", [0, -1.0, True, "1", NAN, INF]),
     "backward_samples": (NONE_COUNT, [0, -1, 1.5, True, "2"]),
     "snapshot_epochs": (UNITS, [(0,), (1.5,), (True,), 3, [3], None]),
     "seed": ("an integer from 0 to 2147483647", [-1, 2**31, 1.0, True, "1", None]),
@@ -193,6 +194,7 @@ EDGES = {
     "beta_1": [0, 0.0, 0.999999],
     "ema": [0, 0.5],
     "epsilon": [1e-300, 1, 5.0],
+    "clip_norm": [None, 1e-300, 1, 5.0],
     "backward_samples": [None, 1, 4],
     "snapshot_epochs": [(), (1,), (3, 2)],
     "seed": [0, 2**31 - 1],
@@ -276,6 +278,29 @@ def test_likelihood_goes_with_binarization(dataset, binarization, likelihood):
 def test_inconsistent_pair(changes, fragment):
     (line,) = problems(replace(BASE, **changes))
     assert fragment in line
+
+
+@pytest.mark.parametrize(
+    "field, word, near",
+    [
+        ("objective", "iwea", "iwae"),
+        ("dataset", "mnits", "mnist"),
+        ("schedule", "papr", "paper"),
+        ("optimizer", "Adam", "adam"),
+        ("split", "valid", "validation"),
+        ("likelihood", "gauss", "gaussian"),
+        ("binarization", "stochastics", "stochastic"),
+    ],
+)
+def test_nearest_legal_value_is_offered(field, word, near):
+    (line,) = problems(replace(BASE, **{field: word}))
+    assert line.endswith(f"; did you mean {near}?")
+
+
+def test_what_is_inconsistent_is_told_beside_what_is_illegal():
+    found = problems(replace(BASE, batch=0, objective="ciwae", latent_units=(1, 2), epochs="x", groups=3, k="2"))
+    fields = ["k", "epochs", "batch", "latent_units", "beta", "groups"]
+    assert [line.split(" = ")[0] for line in found] == fields
 
 
 def test_all_wrong_values_are_reported_at_once():
@@ -459,6 +484,7 @@ TRIED = {
     "epsilon": (1e-7, 1e-8, 0.1),
     "momentum": (0.0, 0.9, 0.99),
     "ema": (0.9, 0.99, 0.999),
+    "clip_norm": (1, 0.5, 12.0),
     "backward_samples": (1, 2, 3),
     "snapshot_epochs": ((1,), (2,), (1, 2)),
     "seed": (1, 2, 12),

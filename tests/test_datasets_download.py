@@ -1,15 +1,18 @@
 """Tests of datasets_download.py: no network beyond 127.0.0.1, tiny files in the sources' own formats."""
 
+import contextlib
 import functools
 import gzip
 import hashlib
 import http.server
 import io
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -17,6 +20,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from scipy.io import savemat
 
 import datasets_download
@@ -67,7 +72,7 @@ def tiny_contents(name):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers with `answers[path]`: bytes, or an int as an HTTP status; `asked` lists the paths."""
+    """Answers with `answers[path]`: bytes, an int as an HTTP status, or a function of the handler; `asked`: paths."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -81,6 +86,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         answer = self.server.answers.get(self.path, 404)
         if isinstance(answer, int):
             return self.send_error(answer)
+        if callable(answer):
+            return answer(self)
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer) + self.server.claim))
         self.end_headers()
@@ -104,6 +111,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets_download, "SHIPPED", tmp_path / "cache")
     monkeypatch.delenv("IWAE_DATASETS_DIR", raising=False)
     monkeypatch.setattr(datasets_download, "SERVER_TIMEOUT", 2)
+    monkeypatch.setattr(datasets_download, "DOWNLOAD_BYTES", 2**24)
     return tmp_path / "cache"
 
 
@@ -193,20 +201,68 @@ def first(answers):
     return next(path for path in answers if path.startswith("/a/"))
 
 
+def headers_of(data, sent):
+    """Announces data, sends less."""
+
+    def answer(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(sent)
+
+    return answer
+
+
+def drip(handler):
+    """A byte now and then, never long enough silent for a time-out."""
+    handler.send_response(200)
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            time.sleep(0.05)
+
+
+def flood(handler):
+    """Bytes without end, and no word of how many."""
+    handler.send_response(200)
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        for _ in range(1000):
+            handler.wfile.write(bytes(2**16))
+
+
+def redirect(data):
+    def answer(handler):
+        handler.send_response(302)
+        handler.send_header("Location", handler.path)
+        handler.end_headers()
+
+    return answer
+
+
 SPOILT = {  # what is wrong with the answer of the first source, and what the message says of it
     "truncated gz": (lambda data: data[: len(data) // 2], "Compressed file ended"),
     "corrupt gz": (lambda data: data[:200] + bytes(50) + data[250:], "invalid|Error|failed"),
     "web page": (lambda data: b"<!DOCTYPE html><html>sign in</html>", "is a web page"),
     "other content": (lambda data: gzip.compress(b"another"), r"is something else \(7 bytes\)"),
     "empty": (lambda data: b"", r"is something else \(0 bytes\)"),
+    "right length": (lambda data: bytes(len(data)), "is something else"),
+    "cut in the middle of a byte stream": (lambda data: headers_of(data, data[:-9]), "IncompleteRead"),
+    "slow drip": (lambda data: drip, "bytes in 0.3 s: too slow"),
+    "too large": (lambda data: flood, "more than 16,777,216 bytes"),
+    "packed bomb": (lambda data: gzip.compress(bytes(2**25), 1), r"something else \(16,777,216 bytes\)"),
+    "redirected for ever": (redirect, "30 redirects"),
+    "forbidden": (lambda data: 403, "403"),
     "not found": (lambda data: 404, "404"),
     "server error": (lambda data: 503, "503"),
 }
 
 
 @pytest.mark.parametrize("fault", SPOILT)
-def test_bad_answer_is_detected_and_the_next_source_used(fault, tiny, server, place):
+def test_bad_answer_is_detected_and_the_next_source_used(fault, tiny, server, place, monkeypatch):
     spoil, words = SPOILT[fault]
+    monkeypatch.setattr(datasets_download, "DOWNLOAD_SECONDS", 0.3 if spoil(b"") is drip else 60)
     tiny("mnist")
     good = server.answers[first(server.answers)]
     server.answers[first(server.answers)] = spoil(good)
@@ -254,6 +310,47 @@ def test_silent_server_is_given_up(tiny, server, place, monkeypatch):
         start = time.monotonic()
         assert len(load_dataset("mnist", place).x_train) == 10
         assert time.monotonic() - start < 10
+
+
+def fetch_in_another_process(name, place, recipe, queue):
+    DATASETS[name] = recipe
+    queue.put(len(load_dataset(name, place).x_train))
+
+
+def test_two_processes_at_once_and_a_third_that_is_killed(tiny, server, place):
+    """Each has a place of its own until the file is whole. What a killed one had begun is begun again."""
+    tiny("mnist", sources=(f"{server.url}/a/*.gz",))
+    context, met = multiprocessing.get_context("fork"), threading.Barrier(3, timeout=20)
+    path = first(server.answers)
+    good = server.answers[path]
+
+    def wait_for_each_other(handler):
+        met.wait()
+        headers_of(good, good)(handler)
+
+    def half(handler):
+        headers_of(good, good[: len(good) // 2])(handler)
+        handler.wfile.flush()
+        met.wait()
+        time.sleep(5)
+
+    answers, queue = [wait_for_each_other, wait_for_each_other, half], context.Queue()
+    server.answers[path] = lambda handler: answers.pop()(handler)
+    arguments = ("mnist", place, DATASETS["mnist"], queue)
+    processes = [context.Process(target=fetch_in_another_process, args=arguments) for _ in range(3)]
+    processes[0].start()
+    while len(answers) == 3:
+        time.sleep(0.01)
+    for process in processes[1:]:
+        process.start()
+    assert [queue.get(timeout=20), queue.get(timeout=20)] == [10, 10]
+    processes[0].kill()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [-9, 0, 0]
+    server.answers[path] = good
+    (place / "mnist.npz").unlink()
+    assert len(load_dataset("mnist", place).x_train) == 10
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -388,6 +485,83 @@ def test_amat(line):
     np.testing.assert_array_equal(x.reshape(3, -1), np.tile([0, 255], (3, 392)))
 
 
+NO_IDX = [b"", b"\0\0\x08", b"\0\0\x08\0", b"\0\0\x08\1\0\0\0\2a", idx(np.zeros(3)) + b"x", b"\0\0\x0d\1\0\0\0\1abcd"]
+NO_IDX += [b"\0\0\x08\3" + 12 * b"\xff", b"\0\0\x08\xff", b"<html>"]
+
+
+@pytest.mark.parametrize("data", NO_IDX)
+def test_what_is_no_idx_is_refused(data):
+    with pytest.raises(DatasetError, match=f"no idx file of uint8: {len(data)} bytes"):
+        datasets_download.parse_idx(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"0 1", b"2" * 784, b"0" * 785, b"-" + b"0" * 783, b"0.5 " * 784])
+def test_what_is_no_amat_is_refused(data):
+    with pytest.raises(DatasetError, match="no amat file: .*legal are 0 and 1, 784 for each image"):
+        datasets_download.parse_amat(data)
+
+
+def mat(x):
+    file = io.BytesIO()
+    savemat(file, {"data": x, "testdata": x[:, :2], "target": np.eye(50)[:, : x.shape[1]], "testtarget": np.eye(50)})
+    return file.getvalue()
+
+
+def npz(x):
+    file = io.BytesIO()
+    np.savez_compressed(file, **{key: x for key in datasets_download.X_KEYS})
+    return file.getvalue()
+
+
+def read_npz(data):
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "mine.npz").write_bytes(data)
+        return load_dataset(Path(folder) / "mine.npz").x_train
+
+
+READERS = {  # bytes of a good file, its reader, what that gives
+    "idx": (idx(np.arange(12).reshape(2, 2, 3)), datasets_download.parse_idx, np.arange(12).reshape(2, 2, 3)),
+    "amat": (amat(np.eye(2, 784, dtype=int)), datasets_download.parse_amat, 255 * np.eye(2, 784).reshape(2, 28, 28)),
+    "mat": (mat(np.eye(784, 4)), lambda data: datasets_download.parse_omniglot({"chardata.mat": data})["x_test"], None),
+    "npz": (npz(np.uint8([[0, 255], [7, 8]])), read_npz, np.array([[0, 255], [7, 8]])),
+}
+EDITS = st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=8), st.integers(0, 8)), max_size=4)
+
+
+def check_reader(kind, edits, end):
+    """A file with some bytes replaced, put in or taken out, and cut: refused as it should be, or read."""
+    data, reader, expected = READERS[kind]
+    changed = data
+    for place, put, taken in edits:
+        at = int(place * len(changed))
+        changed = changed[:at] + put + changed[at + taken :]
+    changed = changed[: int(end * len(changed))]
+    try:
+        found = reader(changed)
+    except DatasetError as error:
+        assert changed != data and str(error)
+        return
+    assert isinstance(found, np.ndarray) and found.dtype in (np.uint8, np.float32) and found.ndim <= 3
+    if changed == data and expected is not None:
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", READERS)
+@settings(max_examples=100, deadline=None)
+@given(edits=EDITS, end=st.sampled_from([1.0, 1.0, 0.999, 0.5, 0.0]))
+@example(edits=[], end=1.0)
+def test_readers_refuse_or_read(kind, edits, end):
+    check_reader(kind, edits, end)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", READERS)
+@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(edits=EDITS, end=st.sampled_from([1.0, 1.0, 0.999, 0.5, 0.0]))
+def test_readers_refuse_or_read_10_000_times(kind, edits, end):
+    check_reader(kind, edits, end)
+
+
 def test_git_blob_digest():
     """`printf 'hello\\n' | git hash-object --stdin`."""
     found = datasets_download.digest(b"hello\n", "git-blob")
@@ -458,7 +632,8 @@ BAD = {  # name: arrays, words of the message
     "grey as float": (every(255.0), "is from 255 to 255; legal is 0 to 1 for floats, 0 to 255 for uint8"),
     "label length": (arrays(y_test=np.arange(4)), r"labels of x_test have shape \(4,\) for 3 images"),
     "one-hot labels": (arrays(y_test=np.eye(3)), r"labels of x_test have shape \(3, 3\)"),
-    "pickled": (arrays(x_test=np.array([{}], object)), "allow_pickle=False"),
+    "text labels": (arrays(y_test=np.array(["a", "b", "c"])), "labels of x_test have dtype <U1; legal are integers"),
+    "pickled": (arrays(x_test=np.array([{}], object)), "not an .npz file of plain arrays.*allow_pickle=False"),
     "uint8 0/1": (every(np.uint8(1)), "largest uint8 value is 1.*multiply by 255, or store bool or float32"),
 }
 
@@ -518,7 +693,10 @@ def test_fixed_binarization_of_a_users_file(value, tmp_path):
 def test_unknown_names_and_binarizations(capsys):
     with pytest.raises(DatasetError, match="unknown binarization 'often'; legal are stochastic, fixed, none"):
         load_dataset("mnist_sample", binarization="often")
-    with pytest.raises(DatasetError, match="unknown data set 'mnits'; legal are mnist, .*or the path of a .npz file"):
+    with pytest.raises(
+        DatasetError,
+        match=r"unknown data set 'mnits'; did you mean mnist\? legal are mnist, .*or the path of a .npz file",
+    ):
         load_dataset("mnits")
     assert main(["mnist_sample", "mnits"]) == 2
     said = capsys.readouterr()

@@ -17,6 +17,7 @@ import datasets_download
 import experiments
 import losses
 import models
+import run_folder
 import training
 from evaluation import bounds, log_likelihood
 from models import load_run
@@ -138,7 +139,7 @@ def test_a_run_leaves_every_file(comparison, objective):
     folder = comparison / f"{objective}{NAME}"
     for name in ("parameters.json", "log.jsonl", "results.json", "log_likelihoods.npy", "model.weights.h5"):
         assert (folder / name).stat().st_size > 0
-    assert (folder / "checkpoints" / "checkpoint").exists() and any((folder / "tensorboard").iterdir())
+    assert any((folder / "checkpoints").iterdir()) and any((folder / "tensorboard").iterdir())
     assert {path.stem for path in (folder / "figures").glob("*.png")} == set(PLOTS)
     assert not list(folder.rglob("partial.*"))
 
@@ -291,7 +292,12 @@ def test_other_seed_or_k_evaluation_on_disk_is_no_traceback(run, comparison, tmp
 
 
 @pytest.mark.parametrize(
-    "field, value, told", [("k", 7, "k 7 there, 2 here"), ("dataset", "other/tiny.npz", "dataset 'other/tiny.npz'")]
+    "field, value, told",
+    [
+        ("k", 7, ["k", "7", "2"]),
+        ("dataset", "other/tiny.npz", ["dataset", "'other/tiny.npz'"]),
+        ("of_another_version", 3, ["of_another_version", "3", "None"]),
+    ],
 )
 def test_another_run_in_the_folder_is_refused(run, alone, tmp_path, field, value, told):
     folder = tmp_path / "tiny" / alone.name
@@ -300,8 +306,10 @@ def test_another_run_in_the_folder_is_refused(run, alone, tmp_path, field, value
     (folder / "parameters.json").write_text(json.dumps(parameters | {field: value}))
     (folder / "log.jsonl").write_text("precious")
     before = contents(folder)
-    line = leaves(run, tmp_path, "iwae", *TRAIN_ALONE)
-    assert f"{folder} holds another run ({told}" in line and "--results_dir" in line and "\n" not in line
+    said = leaves(run, tmp_path, "iwae", *TRAIN_ALONE)
+    first, header, row, last = said.splitlines()
+    assert first == f"experiments.py: {folder} holds another run:" and header.split() == ["field", "there", "here"]
+    assert row.split()[: len(told)] == told and last.startswith("Way out: ") and "--results_dir" in last
     assert contents(folder) == before
 
 
@@ -332,27 +340,27 @@ def test_other_seed_other_run(run, tmp_path, iwae, uncompiled):
 
 
 def stop_in_epoch_2(monkeypatch):
-    whole = training.run_epoch
+    whole = training.run_stretch
 
-    def run_epoch(stretch, inputs, number, bar):
-        if number == 2:
+    def run_stretch(stretch, inputs, done, variables, bar):
+        if done.epochs == 1:
             stretch(*inputs, 0, 3)  # some steps are taken, and lost
             raise KeyboardInterrupt
-        return whole(stretch, inputs, number, bar)
+        return whole(stretch, inputs, done, variables, bar)
 
-    monkeypatch.setattr(training, "run_epoch", run_epoch)
+    monkeypatch.setattr(training, "run_stretch", run_stretch)
     return KeyboardInterrupt
 
 
 def die_between_log_and_checkpoint(monkeypatch):
-    save = tf.train.CheckpointManager.save
+    save = run_folder.Checkpoints.save
 
-    def save_once(manager, checkpoint_number):
-        if checkpoint_number == 2:
+    def save_once(checkpoints, name, arrays):
+        if name == "00002-0":
             raise KeyboardInterrupt
-        return save(manager, checkpoint_number=checkpoint_number)
+        return save(checkpoints, name, arrays)
 
-    monkeypatch.setattr(tf.train.CheckpointManager, "save", save_once)
+    monkeypatch.setattr(run_folder.Checkpoints, "save", save_once)
     return KeyboardInterrupt
 
 
@@ -382,11 +390,12 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(run, tmp_path, averaged):
     folder = tmp_path / "tiny" / averaged.name
     for stop in (stop_in_epoch_2, diverge_in_epoch_2, die_between_log_and_checkpoint):
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+            monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_CHECKPOINTS", 0)
             with pytest.raises(stop(monkeypatch), match="epoch 2" if stop is diverge_in_epoch_2 else None):
                 run(tmp_path, *AVERAGED, *TRAIN_ALONE)
         assert not (folder / "model.weights.h5").exists()
-        assert tf.train.latest_checkpoint(folder / "checkpoints").endswith("-1")
+        newest = max(path.name for path in (folder / "checkpoints").iterdir())
+        assert newest.startswith("00001-4" if stop is die_between_log_and_checkpoint else "00001-0")
         assert log_of(folder)[:1] == log_of(averaged)[:1]
         assert len(log_of(folder)) == (2 if stop is die_between_log_and_checkpoint else 1)
     assert run(tmp_path, *AVERAGED, *TRAIN_ALONE) == [folder]

@@ -323,17 +323,3 @@ def test_save_figure_writes_the_same_png_twice_and_nothing_else(name, tmp_path):
     assert 1200 <= int.from_bytes(content[16:20], "big") <= 1600
     save_figure(figure, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == content
-
-
-def test_save_figure_that_fails_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "a.png"
-    path.write_bytes(b"old")
-
-    def fail(self, target, **options):
-        Path(target).write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_figure(Figure(), path)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and path.read_bytes() == b"old"

@@ -1,12 +1,13 @@
 """training.py: schedules, data order, binarisation, optimizers, averaged weights, checkpoints."""
 
-import json
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import run_folder
 import training
 from command_line import PAPER_EPOCHS
 from experiments import Parameters
@@ -103,9 +104,9 @@ def test_images_are_binarised_afresh_each_time_they_are_served(small_net, monkey
     stretch = stretch_of(small_net(), monkeypatch, x, TINY)
     order, rates, seed = training.epoch_inputs(plan_epochs(TINY)[0], 60, TINY)
     same_images = np.repeat(order[:1], len(order), axis=0)
-    means = [float(stretch(same_images, rates, seed, step, step + 1)) for step in range(6)]
+    means = [float(stretch(same_images, rates, seed, step, step + 1)[0]) for step in range(6)]
     assert min(means) >= 0 and len(set(means)) > 1
-    draws = [float(stretch(order, rates, (7, epoch), 0, 6)) / 6 for epoch in range(100)]
+    draws = [float(stretch(order, rates, (7, epoch), 0, 6)[0]) / 6 for epoch in range(100)]
     # 72,000 pixels of standard deviation 0.4: beyond 4.5 standard errors once in 100,000 seeds.
     assert abs(np.mean(draws) - 0.2) < 4.5 * 0.4 / np.sqrt(72000)
 
@@ -117,7 +118,7 @@ def test_other_images_are_served_as_they_are(small_net, monkeypatch, binarizatio
     parameters = replace(TINY, binarization=binarization, backward_samples=1)  # told to the Recorder: grey is legal
     stretch = stretch_of(small_net(), monkeypatch, x, parameters)
     inputs = training.epoch_inputs(plan_epochs(parameters)[0], 60, parameters)
-    assert float(stretch(*inputs, 0, 6)) / 6 == pytest.approx(0.2)
+    assert float(stretch(*inputs, 0, 6)[0]) / 6 == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
@@ -155,27 +156,35 @@ def test_training_ascends_the_bound(small_net, x_small, tmp_path):
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_resumed_training_is_bit_for_bit_the_uninterrupted(small_net, x_small, tmp_path, monkeypatch, ema):
+    """Stopped inside an epoch, by the signal that a user or a machine sends: the checkpoint is inside the epoch too."""
     parameters = replace(TINY, epochs=4, ema=ema)
     whole = train(small_net(), x_small, tmp_path / "whole", parameters)
-    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0)
-    run_epoch = training.run_epoch
+    run_stretch = training.run_stretch
 
-    def killed_in_epoch_3(stretch, inputs, number, bar):
-        if number == 3:
-            raise KeyboardInterrupt
-        return run_epoch(stretch, inputs, number, bar)
+    def asked_in_epoch_3(stretch, inputs, done, variables, bar):
+        if (done.epochs, done.stretch) == (2, 1):
+            signal.raise_signal(signal.SIGTERM)
+        return run_stretch(stretch, inputs, done, variables, bar)
 
-    monkeypatch.setattr(training, "run_epoch", killed_in_epoch_3)
-    with pytest.raises(KeyboardInterrupt):
-        train(small_net(), x_small, tmp_path / "killed", parameters)
-    monkeypatch.setattr(training, "run_epoch", run_epoch)
-    resumed = train(small_net(seed=9), x_small, tmp_path / "killed", parameters)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "run_stretch", asked_in_epoch_3)
+        train(small_net(), x_small, tmp_path / "stopped", parameters)
+    (checkpoint,) = (tmp_path / "stopped" / "checkpoints").iterdir()
+    assert checkpoint.name.startswith("00002-2-")
+    resumed = train(small_net(seed=9), x_small, tmp_path / "stopped", parameters)
     for a, b in zip(whole, resumed, strict=True):
         np.testing.assert_array_equal(a, b)
-    logs = [training.read_log(tmp_path / run) for run in ("whole", "killed")]
+    logs = [training.read_log(tmp_path / run) for run in ("whole", "stopped")]
     for record in logs[0] + logs[1]:
         del record["seconds"]
     assert logs[0] == logs[1] and len(logs[0]) == 4
+
+
+def test_checkpoints_of_another_version_are_refused(small_net, tmp_path):
+    checkpoints, variables = run_folder.Checkpoints(tmp_path), small_net().variables
+    checkpoints.save("00001-0", [np.array(training.Progress(1)), *(v.numpy() for v in variables[1:])])
+    with pytest.raises(OSError, match="of another version of this program"):
+        training.restore(checkpoints, variables)
 
 
 def test_estimate_leaves_everything_as_it_was(small_net, x_small):
@@ -192,12 +201,3 @@ def test_estimate_leaves_everything_as_it_was(small_net, x_small):
 @pytest.mark.parametrize("seconds, words", [(4, "4 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (57600, "16 h")])
 def test_durations_are_said_in_the_largest_fitting_unit(seconds, words):
     assert training.duration(seconds) == words
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "log.jsonl"
-    training.write_text(path, json.dumps({"epoch": 1}))
-    with pytest.raises(RuntimeError), training.whole_file(path) as partial:
-        partial.write_text('{"epo')
-        raise RuntimeError
-    assert training.read_log(tmp_path) == [{"epoch": 1}]

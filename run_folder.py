@@ -1,0 +1,161 @@
+"""A run's folder: each file is there whole or not at all, each state in two generations, one process at a time."""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+SECONDS_BETWEEN_CHECKPOINTS = 30
+GENERATIONS = 2  # states that are kept: where the newest is damaged there is one before
+
+
+def unwritable(path, reason):
+    """The error of a file that cannot be written: what, where, the way out."""
+    way_out = "make room or give the right to write, and the same command goes on, or name another folder"
+    return OSError(f"cannot write {path}: {reason}; what was there before stands. Way out: {way_out}")
+
+
+@contextlib.contextmanager
+def whole_file(path):
+    """A path to write to, renamed to `path` when the block ends well: a file is there whole or not at all.
+
+    Raises OSError where it cannot be written; the file before it then stands.
+    """
+    partial = path.with_name(f"partial.{os.getpid()}.{path.name}")  # the ending stays: Keras and numpy go by it
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())  # before the name: a power cut leaves the old file or the new one
+        os.replace(partial, path)
+    except OSError as error:
+        raise unwritable(path, error.strerror or error) from error
+    finally:
+        with contextlib.suppress(OSError):  # where nothing can be written nothing can be deleted either
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write a text file whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text)
+
+
+def read_log(folder):
+    """The records of log.jsonl, a dict per epoch; an empty list where there is none."""
+    path = Path(folder) / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def check_parameters(folder, ours, ignored):
+    """Leave with a table of the differences where a folder's parameters.json does not fit the run.
+
+    ours: what this run would write there; ignored: fields that may differ. An absent field is as good as None.
+    """
+    way_out = "delete that folder, or choose another place with --results_dir"
+    try:
+        theirs = dict(json.loads((folder / "parameters.json").read_text()))
+    except (ValueError, TypeError) as error:
+        sys.exit(f"experiments.py: {folder}/parameters.json cannot be read ({error}): {way_out}")
+    fields = [field for field in ours | theirs if field not in ignored and ours.get(field) != theirs.get(field)]
+    if fields:
+        rows = [("field", "there", "here"), *((f, repr(theirs.get(f)), repr(ours.get(f))) for f in fields)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["   ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        sys.exit("\n  ".join([f"experiments.py: {folder} holds another run:", *lines]) + f"\nWay out: {way_out}")
+
+
+@contextlib.contextmanager
+def lock(folder):
+    """Hold a run's folder, made if need be, and clear what a killed process left half-written; leaves where it is held.
+
+    The kernel gives the lock back when a process ends, however it ends.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise unwritable(folder, error.strerror) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"experiments.py: another process is at work in {folder}: wait for its end, or stop it")
+        for partial in folder.rglob("partial.*"):
+            partial.unlink()
+        yield
+
+
+@contextlib.contextmanager
+def stop_asked():
+    """While open, Ctrl-C and SIGTERM only add to the list that this gives; a second one stops at once."""
+    asked, handlers = [], {}
+
+    def ask(number, _):
+        asked.append(number)
+        signal.signal(number, handlers[number])
+
+    handlers |= {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def digest(*parts):
+    """16 hexadecimal digits of the SHA-256 of arrays or bytes."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part)
+    return sha.hexdigest()[:16]
+
+
+class Checkpoints:
+    """States of a piece of work, each a list of arrays in <name>-<digest>.npz: the digest tells a damaged file."""
+
+    def __init__(self, folder):
+        self.folder, self.saved = folder, time.monotonic()
+
+    def files(self):
+        """Oldest first: names sort by progress."""
+        return sorted(self.folder.glob("[0-9]*.npz"))
+
+    def due(self):
+        """Whether the last state is old enough for another."""
+        return time.monotonic() - self.saved > SECONDS_BETWEEN_CHECKPOINTS
+
+    def save(self, name, arrays):
+        """Keep a state, and the one before it. name: sorts after those saved before."""
+        file = io.BytesIO()
+        np.savez(file, *arrays)
+        with whole_file(self.folder / f"{name}-{digest(file.getbuffer())}.npz") as partial:
+            partial.write_bytes(file.getbuffer())
+        for old in self.files()[:-GENERATIONS]:
+            old.unlink()
+        self.saved = time.monotonic()
+
+    def load(self):
+        """The newest undamaged state, [] where there is none; damaged ones are told, and put out of the way."""
+        damaged = []
+        for path in reversed(self.files()):
+            data = path.read_bytes()
+            if path.stem.rpartition("-")[2] == digest(data):
+                with np.load(io.BytesIO(data)) as archive:
+                    state = [archive[name] for name in archive.files]
+                break
+            damaged.append(path.rename(path.with_name(f"damaged.{path.name}")))
+        else:
+            state = []
+        if damaged:
+            onward = "going on from the state before" if state else "no other is left: starting from the beginning"
+            print(f"{', '.join(map(str, damaged))}: damaged; {onward}", file=sys.stderr)
+        return state

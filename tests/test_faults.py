@@ -1,0 +1,437 @@
+"""What happens to real machines: processes killed at any moment, full disks, damaged files, bad numbers.
+
+Every kill is a SIGKILL of a process of its own, forked from one that has imported TensorFlow and done nothing with it.
+"""
+
+import errno
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import runpy
+import signal
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import evaluation
+import run_folder
+import training
+from experiments import Parameters
+from models import random_normal, random_uniform
+
+ROOT = Path(training.__file__).resolve().parent
+TINY = "iwae --k 2 --latent_units 3 --hidden_units (8,), --epochs 2 --batch 5 --k_evaluation 60 --ema 0.9"
+TINY = [*TINY.split(), "--snapshot_epochs", "1", "--plot", "false"]
+
+
+def die(number=signal.SIGKILL, inside=True):
+    os.write(1, b"hit inside\n" if inside else b"hit beside\n")
+    os.kill(os.getpid(), number)
+
+
+def on_file(count, *words):
+    """Die at the count-th time that Python opens, renames or removes a file whose path has one of the words in it."""
+    counter = itertools.count(1)
+
+    def hook(event, arguments):
+        if event in ("open", "os.rename", "os.remove") and any(word in str(arguments[0]) for word in words):
+            if next(counter) == count:
+                die()
+
+    sys.addaudithook(hook)
+
+
+def on_call(module, name, count, seconds, number=signal.SIGKILL):
+    """Die so many seconds after the count-th call of module.name has begun, wherever XLA then is."""
+    function, counter, at_work = getattr(module, name), itertools.count(1), []
+
+    def wrapper(*arguments, **options):
+        at_work.append(True)
+        if next(counter) == count:
+            threading.Timer(seconds, lambda: die(number, bool(at_work))).start()
+        answer = function(*arguments, **options)
+        at_work.clear()
+        return answer
+
+    setattr(module, name, wrapper)
+
+
+def on_half(count):
+    """Die when half of the count-th checkpoint's bytes are on disk."""
+    write, counter = Path.write_bytes, itertools.count(1)
+
+    def write_bytes(path, data):
+        if next(counter) == count:
+            write(path, bytes(data)[: len(data) // 2])
+            die()
+        return write(path, data)
+
+    Path.write_bytes = write_bytes
+
+
+def in_stretch(rng):
+    on_call(training, "run_stretch", rng.randint(1, 6), rng.uniform(0, 0.02))
+
+
+def in_checkpoint(rng):
+    on_half(rng.randint(1, 5)) if rng.random() < 0.5 else on_file(rng.randint(1, 20), "checkpoints", "log.jsonl")
+
+
+def in_evaluation(rng):
+    on_call(evaluation, "bounds", 1, rng.uniform(0, 2))
+
+
+def in_results(rng):
+    on_file(rng.randint(1, 12), "/evaluation/", "results.json", "log_likelihoods", "model.weights")
+
+
+def anywhere(rng):
+    on_file(rng.randint(1, 40), "results/") if rng.random() < 0.5 else threading.Timer(rng.uniform(0, 4), die).start()
+
+
+def asked(number):
+    return lambda rng: on_call(training, "run_stretch", 2, 0, number)
+
+
+def full_disk(rng):
+    """No file may grow beyond some bytes: the kernel refuses the write, as it does where the disk is full."""
+    size = rng.choice([0, 200, 3000])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    os.write(1, b"hit inside\n")
+
+
+PHASES = {f.__name__: f for f in (in_stretch, in_checkpoint, in_evaluation, in_results, anywhere)}
+FAULTS = PHASES | {"SIGINT": asked(signal.SIGINT), "SIGTERM": asked(signal.SIGTERM), "full_disk": full_disk}
+
+
+def child(arguments, fault, seed, output):
+    """The program in a process of its own, with a fault at a place that the seed draws."""
+    os.dup2(output.fileno(), 1), os.dup2(output.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+    run_folder.SECONDS_BETWEEN_CHECKPOINTS = 0
+    if fault:
+        FAULTS[fault](random.Random(seed))
+    sys.argv = ["experiments.py", *arguments]
+    runpy.run_path(str(ROOT / "experiments.py"), run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    sizes = {"x_train": 2000, "x_validation": 20, "x_test": 3000}
+    np.savez(path, **{key: rng.integers(0, 256, (n, 4, 4), np.uint8) for key, n in sizes.items()})
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(tiny):
+    """A function (place, fault, seed): a run with that fault; its exit status, -9 if it was killed, and all it said."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_faults", "plotting"])
+
+    def call(place, fault=None, seed=0):
+        arguments = [*TINY, "--dataset", str(tiny), "--results_dir", str(place / "results")]
+        said, output = context.Pipe(duplex=False)
+        process = context.Process(target=child, args=(arguments, fault, seed, output), daemon=True)
+        process.start()
+        output.close()
+        with open(said.fileno(), "rb", closefd=False) as text:
+            text = text.read().decode()
+        process.join()
+        return process.exitcode, text
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+        yield call
+
+
+def folder_of(place):
+    (folder,) = (place / "results").glob("*/*__seed0")
+    return folder
+
+
+def arrays_of(path):
+    """Every weight of a Keras file."""
+    arrays = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: arrays.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None
+        )
+    return arrays
+
+
+def outcome(place):
+    """What a run leaves, seconds aside: weights and likelihoods to the last bit, the log, the results."""
+    folder = folder_of(place)
+    assert not list(folder.rglob("partial.*")) and not (folder / "evaluation").exists()
+    return {
+        "weights": arrays_of(folder / "model.weights.h5"),
+        "snapshot": arrays_of(folder / "snapshots" / "epoch0001.weights.h5"),
+        "log_likelihoods": (folder / "log_likelihoods.npy").read_bytes(),
+        "log": [record | {"seconds": 0} for record in run_folder.read_log(folder)],
+        "results": json.loads((folder / "results.json").read_text()) | {"train_seconds": 0},
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """The outcome of a run that nothing stopped."""
+    place = tmp_path_factory.mktemp("whole")
+    status, said = start(place)
+    assert status == 0, said
+    return outcome(place)
+
+
+def go_through(faults, start, whole, tmp_path):
+    """Runs in one folder, each going on from the one before, meet one fault each; whatever ends, ends alike."""
+    met, place = 0, tmp_path / "0"
+    for seed in range(5 * len(faults)):
+        place.mkdir(exist_ok=True)
+        status, said = start(place, faults[met], seed)
+        check_fault(faults[met], status, said)
+        for log in place.rglob("log.jsonl"):
+            assert [record["epoch"] for record in run_folder.read_log(log.parent)] in ([], [1], [1, 2])
+        if status == 0:  # it ended before the fault came
+            assert outcome(place) == whole
+            place = tmp_path / str(seed + 1)
+        met += "hit inside" in said
+        if met == len(faults):
+            break
+    assert met == len(faults)
+    place.mkdir(exist_ok=True)
+    status, said = start(place)
+    assert status == 0, said
+    assert outcome(place) == whole
+
+
+def check_fault(fault, status, said):
+    """A fault that does not kill is told in one line: what, where, and the way out."""
+    lines = [line for line in said.splitlines() if line.startswith("experiments.py: ")]
+    if fault in PHASES:
+        assert status in (0, -signal.SIGKILL), said
+    elif status != 0:
+        assert status == 1 and len(lines) == 1 and "Traceback" not in said, said
+        if fault == "full_disk":
+            assert re.search("cannot write .*__seed0.*: File too large; what .* stands. Way out: make room", lines[0])
+        else:
+            assert re.search(r"stopped; to go on where it was: python \S*experiments.py iwae --k 2 .*", lines[0])
+
+
+def test_one_run_through_every_fault(start, whole, tmp_path):
+    go_through(list(FAULTS), start, whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed_often(start, whole, tmp_path, phase):
+    """12 kills in each of five phases: 60."""
+    go_through(12 * [phase], start, whole, tmp_path)
+
+
+@pytest.mark.slow
+def test_full_disk_often(start, whole, tmp_path):
+    go_through(8 * ["full_disk"], start, whole, tmp_path)
+
+
+# Damaged checkpoints, two processes, bad numbers: in this process, on the functions themselves.
+
+
+def state(n):
+    return [np.array([n, 0.5]), np.full((3, 4), n, np.float32), np.int64(n)]
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Three states saved, of which two are kept."""
+    kept = run_folder.Checkpoints(tmp_path)
+    for n in (1, 2, 3):
+        kept.save(f"{n:05d}-0", state(n))
+    return kept
+
+
+def same(a, b):
+    pairs = zip(a, b, strict=True)
+    return all(np.array_equal(x, y) and x.dtype == np.asarray(y).dtype for x, y in pairs)
+
+
+def test_the_newest_of_two_generations(checkpoints, capsys):
+    assert [path.name[:7] for path in checkpoints.files()] == ["00002-0", "00003-0"]
+    assert same(checkpoints.load(), state(3)) and capsys.readouterr().err == ""
+    assert run_folder.Checkpoints(checkpoints.folder / "none").load() == []
+
+
+DAMAGE = {
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "one byte short": lambda data: data[:-1],
+    "one bit": lambda data: data[:200] + bytes([data[200] ^ 1]) + data[201:],
+    "zeros": lambda data: bytes(len(data)),
+    "something else": lambda data: b"<html>",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_checkpoint_is_told_and_the_one_before_is_used(checkpoints, damage, capsys):
+    before, newest = checkpoints.files()
+    newest.write_bytes(DAMAGE[damage](newest.read_bytes()))
+    assert same(checkpoints.load(), state(2))
+    said = capsys.readouterr().err
+    assert f"damaged.{newest.name}: damaged; going on from the state before\n" in said and said.count("\n") == 1
+    checkpoints.save("00003-0", state(3))  # the damaged one does not count as a generation
+    assert same(checkpoints.load(), state(3)) and before in checkpoints.files()
+    for path in checkpoints.files():
+        path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    assert checkpoints.load() == [] and "starting from the beginning" in capsys.readouterr().err
+
+
+def test_any_flipped_bit_is_seen(checkpoints, capsys):
+    _, newest = checkpoints.files()
+    data = newest.read_bytes()
+    for place in range(0, len(data), 7):
+        newest.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+        assert same(checkpoints.load(), state(2)), place
+        newest.with_name(f"damaged.{newest.name}").unlink()
+
+
+def hold(folder, ready):
+    with run_folder.lock(folder):
+        ready.set()
+        signal.pause()
+
+
+def test_second_process_stops_at_once_and_a_dead_one_holds_nothing(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(tmp_path, ready), daemon=True)  # ends with a test that fails
+    process.start()
+    assert ready.wait(20)
+    with pytest.raises(SystemExit, match=f"another process is at work in {tmp_path}: wait") as left:
+        with run_folder.lock(tmp_path):
+            pytest.fail("two hold it")
+    assert "\n" not in left.value.code
+    process.kill()
+    process.join()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "partial.7.00001-0.npz").write_bytes(b"half")
+    with run_folder.lock(tmp_path):
+        assert not any((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["fsync", "replace", "open", "mkdir"])
+def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch, number, call):
+    path = tmp_path / "log.jsonl"
+    run_folder.write_text(path, "old")
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(*{"open": (io, "open"), "mkdir": (Path, "mkdir")}.get(call, (os, call)), fail)
+    words = f"cannot write {path}: {os.strerror(number)}; what was there before stands. Way out: make room"
+    with pytest.raises(OSError, match=words):
+        run_folder.write_text(path, "new")
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"] and path.read_text() == "old"
+
+
+def test_folder_that_is_a_file(tmp_path):
+    (tmp_path / "results").write_text("in the way")
+    with pytest.raises(OSError, match="cannot write .*: (File exists|Not a directory)"):
+        run_folder.write_text(tmp_path / "results" / "log.jsonl", "new")
+    with pytest.raises(OSError, match="cannot write .*: (File exists|Not a directory)"):
+        run_folder.lock(tmp_path / "results" / "run").__enter__()
+
+
+def test_tensorboard_that_cannot_be_written(tmp_path):
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+    try:
+        with pytest.raises(OSError, match="cannot write tensorboard/: .*File too large.*Way out"):
+            training.write_scalars(writer, {"epoch": 1, "bound_train": -1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("text", ['{"k": 1', "[1, 2]", "", "null"])
+def test_parameters_that_cannot_be_read(tmp_path, text):
+    (tmp_path / "parameters.json").write_text(text)
+    with pytest.raises(SystemExit, match="parameters.json cannot be read .*delete that folder"):
+        run_folder.check_parameters(tmp_path, {"k": 1}, set())
+
+
+def spoil_weights(model):
+    model.decoder[0].head.bias.assign_add(12 * [np.inf])
+
+
+def spoil_gradient(model):
+    """A density whose value is finite and whose gradient is not: the root of 0."""
+    log_joint = model.log_joint
+    model.log_joint = lambda x, z: log_joint(x, z) + tf.sqrt(tf.abs(model.decoder[0].head.bias[0] * 0.0))
+
+
+def spoil_image(model):
+    log_joint = model.log_joint
+    model.log_joint = lambda x, z: log_joint(x, z) + tf.where(tf.reduce_sum(x, -1) == 12, np.nan, 0.0)
+
+
+@pytest.mark.parametrize("spoil", [spoil_weights, spoil_gradient, spoil_image])
+def test_step_that_is_not_finite_is_named(small_net, x_small, tmp_path, spoil):
+    """With its epoch, step, rate, images and layers; weights and optimizer stay as they were before it."""
+    parameters = replace(Parameters(), batch=10, k=2, epochs=2, binarization="fixed")
+    x = x_small.copy()
+    x[x.sum(1) == 12] = 0
+    x[17] = 1  # what spoil_image looks for
+    model = small_net(layers=2)
+    spoil(model)
+    plan = training.plan_epochs(parameters)
+    order = training.epoch_inputs(plan[0], 60, parameters)[0]
+    bad = int(np.argwhere(order == 17)[0, 0]) if spoil is spoil_image else 0
+    with pytest.raises(FloatingPointError) as error:
+        training.train(model, x, parameters, tmp_path, lambda: 0.0)
+    said = str(error.value)
+    assert f"not finite in epoch 1, step {bad}, learning rate 0.001:" in said and "--clip_norm" in said
+    images = {spoil_image: "[17]", spoil_weights: str(order[0].tolist()), spoil_gradient: "none"}[spoil]
+    assert f"the bound of training images {images} of {order[bad].tolist()};" in said
+    assert "gradient of " + ("data_layer" if spoil is spoil_gradient else "gaussian_layer") in said
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "log.jsonl").exists()
+    assert all(np.isfinite(v.numpy()).all() for v in model.variables if spoil is not spoil_weights)
+
+
+def test_clipped_gradient_has_the_norm_asked_for(small_net, x_small, tmp_path, monkeypatch):
+    """Seen through plain gradient descent: the step's length is rate times norm, and the direction is kept."""
+    steps = {}
+    for clip_norm in (None, 0.01):
+        model, parameters = small_net(), replace(Parameters(), batch=60, k=2, binarization="fixed", clip_norm=clip_norm)
+        optimizer = keras.optimizers.SGD()
+        optimizer.build(model.phi + model.theta)
+        before = [variable.numpy() for variable in model.phi + model.theta]
+        stretch = training.compile_stretch(model, optimizer, tf.constant(x_small), parameters, 2)
+        inputs = training.epoch_inputs(training.plan_epochs(parameters)[0], 60, parameters)
+        stretch(*inputs, 0, 1)
+        after = [variable.numpy() for variable in model.phi + model.theta]
+        steps[clip_norm] = np.concatenate([(b - a).ravel() for a, b in zip(before, after, strict=True)])
+    norms = {clip_norm: np.linalg.norm(step) for clip_norm, step in steps.items()}
+    assert norms[0.01] == pytest.approx(0.001 * 0.01, rel=1e-2) and norms[None] > 10 * norms[0.01]
+    cosine = steps[None] @ steps[0.01] / (norms[None] * norms[0.01])
+    assert cosine > 0.999
+
+
+def test_random_numbers_are_the_same_outside_xla():
+    """What makes the replay of a step the same step."""
+    for draw in (random_uniform, random_normal):
+        compiled = tf.function(lambda draw=draw: draw([1000], (3, 4)), jit_compile=True)()
+        np.testing.assert_allclose(draw([1000], (3, 4)), compiled, rtol=1e-5, atol=1e-6)
