@@ -2,7 +2,8 @@
 
 python experiments.py                                       PARAMETERS, once per objective in COMPARE
 python experiments.py iwae_l1_k50 --epochs 3 --seed 2       a named run, any field of Parameters overridden
-python experiments.py --list                                the named runs, with the paper's numbers
+python experiments.py estimators                            a named group of runs, compared with its first
+python experiments.py --list                                the named runs and groups, with the paper's numbers
 """
 
 import importlib.metadata
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import NOT_IN_NAME, OBJECTIVES, fail, parse, problems, quiet_start, run_name
+from command_line import NOT_IN_NAME, OBJECTIVE_PARAMETERS, OBJECTIVES, fail, parse, problems, quiet_start, run_name
 from datasets_download import DatasetError, binarize, grey, load_dataset
 
 
@@ -102,27 +103,42 @@ def table_1_cell(name):
 NAMED_RUNS = {name: table_1_cell(name) for name in PAPER}
 ALIASES = {"iwae_l1_k1": "vae_l1_k1", "iwae_l2_k1": "vae_l2_k1"}  # at k = 1 the two bounds are one
 
+
+def own_value(objective):
+    """{parameter: value} of an objective where all are compared: between the ends at which it is `iwae` and `vae`."""
+    values = {"beta": 0.5, "groups": 2, "alpha": 0.5}
+    return {name: values[name] for name in [OBJECTIVE_PARAMETERS.get(objective)] if name}
+
+
+# Names of several runs, the first of which the others are compared with.
+ALL_OBJECTIVES = dict.fromkeys(("iwae", *OBJECTIVES))
+GROUPS = {"estimators": [Parameters(objective=name, k=8, **own_value(name)) for name in ALL_OBJECTIVES]}
+
 SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
 VERSIONS = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # recorded with the results
 EVALUATION_SEED = 2016  # of the binarised test draw and the evaluation's samples: the same for every run
+
+
+def runs_called(name):
+    """[((name, base run), Parameters)] that a word of the command line stands for: see `command_line.run_name`."""
+    name = ALIASES.get(name, name)
+    if name in NAMED_RUNS:
+        return [((name, NAMED_RUNS[name]), NAMED_RUNS[name])]
+    if name not in GROUPS and name not in OBJECTIVES:
+        fail(f"no run is called {name!r}", name, [*NAMED_RUNS, *ALIASES, *GROUPS, *OBJECTIVES])
+    runs = GROUPS[name] if name in GROUPS else [replace(PARAMETERS, objective=name)]
+    return [((run.objective, Parameters(objective=run.objective)), run) for run in runs]
 
 
 def resolve(names, overrides):
     """[(run name, Parameters)] of the runs that the command line asks for, without doubles."""
     names = names or ([overrides["objective"]] if "objective" in overrides else COMPARE)
     runs = {}
-    for name in names:
-        name = ALIASES.get(name, name)
-        if name in NAMED_RUNS:
-            base = parameters = NAMED_RUNS[name]
-        elif name in OBJECTIVES:
-            base, parameters = Parameters(objective=name), replace(PARAMETERS, objective=name)
-        else:
-            fail(f"no run is called {name!r}", name, [*NAMED_RUNS, *ALIASES, *OBJECTIVES])
+    for base, parameters in [run for name in names for run in runs_called(name)]:
         parameters = replace(parameters, **overrides)
         if found := problems(parameters):
             sys.exit("\n".join(f"experiments.py: {problem}" for problem in found))
-        runs[run_name((name, base), parameters)] = parameters
+        runs[run_name(base, parameters)] = parameters
     for field in ("k_evaluation", "split"):
         if len(values := {str(getattr(parameters, field)) for parameters in runs.values()}) > 1:
             sys.exit(f"experiments.py: {field} = {', '.join(values)}: one for all wanted: add --{field}")
@@ -135,6 +151,8 @@ def list_runs():
     for name, (nll, active) in PAPER.items():
         also = "".join(f"   also called {alias}" for alias, run in ALIASES.items() if run == name)
         print(f"{name:<14}{nll:>11.2f}{active:>14}{also}")
+    for name in GROUPS:
+        print(f"\n{name}: {', '.join(run for run, _ in resolve([name], {}))}")
     print(f"\nPARAMETERS of experiments.py, trained with one objective: {', '.join(OBJECTIVES)}")
 
 
