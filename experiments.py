@@ -52,6 +52,7 @@ class Parameters:
     train: bool = True  # train, or go on with what is on disk
     evaluate: bool = True  # log-likelihood, ELBO, active units
     plot: bool = True  # figures
+    diagnose: bool = False  # importance weights, gradients and cost of every objective on the trained net; minutes
     results_dir: str = "results"  # where runs are written
     datasets_dir: str | None = None  # where data are cached; None: $IWAE_DATASETS_DIR, or datasets/ beside this file
 
@@ -249,6 +250,7 @@ def plot_run(folder, parameters, data):
     """Draw every plot of a trained and evaluated run into figures/, with the arrays that they show."""
     from evaluation import figure_arrays
     from models import load_run
+    from plotting import PLOTS
     from training import read_log, whole_file
 
     log, x, results = read_log(folder), evaluation_images(parameters, data), read_results(folder)
@@ -259,15 +261,40 @@ def plot_run(folder, parameters, data):
     arrays |= {name: np.array(results[name]) for name in ("log_likelihoods", "k_evaluation")}
     with whole_file(folder / "figures" / "arrays.npz") as partial:
         np.savez_compressed(partial, **arrays)
-    draw({folder.name: arrays}, folder / "figures")
+    draw({folder.name: arrays}, folder / "figures", PLOTS)
 
 
-def draw(runs, folder):
-    """Save every plot of the runs {label: arrays} into a folder."""
-    from plotting import PLOTS, save_figure
+def diagnose_run(folder, parameters, data):
+    """Measure importance weights, and every estimator's gradient and cost, on a trained net: arrays and figures."""
+    from evaluation import diagnostic_arrays
+    from losses import TARGETS
+    from models import load_run
+    from plotting import DIAGNOSTICS
+    from training import gradients, objective_of, step_milliseconds, whole_file
+
+    model, x, runs = load_run(folder), evaluation_images(parameters, data), GROUPS["estimators"]
+    estimators = {run.objective: objective_of(run) for run in runs}
+    arrays = diagnostic_arrays(model, gradients, estimators, TARGETS, x, parameters.batch, EVALUATION_SEED)
+    own = ("objective", "beta", "groups", "alpha", "k", "backward_samples")  # all else is the trained run's
+    variants = [replace(parameters, **{name: getattr(run, name) for name in own}) for run in runs]
+    milliseconds = [step_milliseconds(model, data.x_train, variant) for variant in variants]
+    values = [[f"{name} {value}" for name, value in own_value(run.objective).items()] for run in runs]
+    arrays |= {
+        "label": np.array([" ".join([run.objective, *value]) for run, value in zip(runs, values, strict=True)]),
+        "step_k": np.array(runs[0].k),
+        "step_milliseconds": np.array(milliseconds),
+    }
+    with whole_file(folder / "figures" / "diagnostics.npz") as partial:
+        np.savez_compressed(partial, **arrays)
+    draw({folder.name: arrays}, folder / "figures", DIAGNOSTICS)
+
+
+def draw(runs, folder, plots):
+    """Save every plot of a table, of the runs {label: arrays}, into a folder."""
+    from plotting import save_figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, plot in PLOTS.items():
+    for name, plot in plots.items():
         save_figure(plot(runs), folder / f"{name}.png")
     print(f"figures: {folder}/")
 
@@ -275,6 +302,7 @@ def draw(runs, folder):
 def compare(folders):
     """Print runs of one data set side by side, and write comparison.md and its figures beside their folders."""
     from evaluation import comparison_table
+    from plotting import COMPARISONS, PLOTS
     from training import write_text
 
     place = folders[0].parent
@@ -285,7 +313,8 @@ def compare(folders):
     text = f"# Runs on {place.name}\n\n{table}\n"
     print(f"\n{table}\n")
     if all((folder / "figures" / "arrays.npz").exists() for folder in folders):
-        draw({folder.name: np.load(folder / "figures" / "arrays.npz") for folder in folders}, place / "comparison")
+        runs = {folder.name: np.load(folder / "figures" / "arrays.npz") for folder in folders}
+        draw(runs, place / "comparison", COMPARISONS | PLOTS)
         figures = sorted((place / "comparison").glob("*.png"))
         text += "".join(f"\n![{figure.stem}](comparison/{figure.name})\n" for figure in figures)
     write_text(place / "comparison.md", text)
@@ -319,6 +348,7 @@ def main(arguments=None):
             (parameters.train, train_run),
             (parameters.evaluate, evaluate_run),
             (parameters.plot, plot_run),
+            (parameters.diagnose, diagnose_run),
         ):
             if wanted:
                 do(folder, parameters, data)

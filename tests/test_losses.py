@@ -13,6 +13,7 @@ from scipy.special import logsumexp, softmax
 import command_line
 from losses import (
     OBJECTIVES,
+    TARGETS,
     build_objective,
     effective_sample_size,
     gather_samples,
@@ -312,6 +313,14 @@ def test_weights_sum_to_what_the_table_says(log_w):
             path_sum, score_sum = sums[name]
             np.testing.assert_allclose(path.sum(axis=0), np.broadcast_to(path_sum, path.shape[1]), atol=1e-10)
             np.testing.assert_allclose(score.sum(axis=0), score_sum, atol=1e-10)
+
+
+def test_rows_without_a_score_are_those_with_a_target_which_has_their_bound_and_decoder():
+    log_w = random_log_w()
+    assert set(TARGETS) == {name for name in OBJECTIVES if not np.any(evaluate(name, log_w)[3])}
+    for name, target in TARGETS.items():
+        for ours, theirs in zip(evaluate(name, log_w)[:2], evaluate(target, log_w)[:2], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 @property_test

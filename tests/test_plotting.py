@@ -10,9 +10,35 @@ import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from plotting import PALETTE, PLOTS, save_figure
+from plotting import COMPARISONS, DIAGNOSTICS, PALETTE, PLOTS, save_figure
 
 ROOT = Path(__file__).parents[1]
+
+
+EVERY_PLOT = PLOTS | COMPARISONS | DIAGNOSTICS
+LABELS = ["iwae", "vae", "stl", "dreg", "rws", "rws_dreg", "miwae groups 2", "miwae_dreg groups 2"]
+TARGETS = np.array([0, 1, 0, 0, 4, 4, 6, 6])
+
+
+def diagnostics(rng):
+    """What --diagnose measures, random; but stl, as in truth, has the decoder's gradient of iwae, rounding aside."""
+    measures = rng.lognormal(size=(3, len(LABELS), 2, 4))
+    measures[:, 2, 1] = measures[:, 0, 1] * (1 + 1e-6)
+    return {
+        "weight_k": np.array([1, 10, 1000]),
+        "effective_sample_size": np.array([1.0, 3.0, rng.uniform(20, 40)]),
+        "largest_weight": np.array([1.0, 0.6, 0.123]),
+        "label": np.array(LABELS),
+        "target": TARGETS,
+        "gradient_k": np.array([2, 8, 32, 128]),
+        "gradient_snr": measures[0],
+        "gradient_variance": measures[1],
+        "gradient_squared_bias": measures[2] - 1,
+        "replicates": np.array(200),
+        "minibatch": np.array(20),
+        "step_k": np.array(8),
+        "step_milliseconds": rng.uniform(1, 5, len(LABELS)),
+    }
 
 
 def make_arrays(seed, epochs=4, image_shape=(6, 5), layers=1, classes=10):
@@ -40,6 +66,7 @@ def make_arrays(seed, epochs=4, image_shape=(6, 5), layers=1, classes=10):
     }
     for name in ("mean", "sample", "resampled"):
         arrays[f"reconstruction_{name}"] = rng.random((images, features))
+    arrays |= diagnostics(rng)
     for layer in range(1, layers + 1):
         dead = [-1e-6, 0.0, 1e-9, 0.0099]
         arrays[f"unit_variance_{layer}"] = np.concatenate([dead, rng.uniform(0.1, 2, 3 * layer)])
@@ -50,7 +77,7 @@ RUNS = {
     "one": {"iwae": make_arrays(0)},
     "three": {f"iwae_l{i}_k50__epochs3__seed{i}": make_arrays(i, layers=1 + i // 2) for i in range(3)},
 }
-each_plot = pytest.mark.parametrize("name", PLOTS)
+each_plot = pytest.mark.parametrize("name", EVERY_PLOT)
 each_number = pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS)
 
 
@@ -74,7 +101,7 @@ def edges(axes):
 @each_number
 @each_plot
 def test_plot_returns_a_figure_with_title_and_every_run(name, runs):
-    figure = PLOTS[name](runs)
+    figure = EVERY_PLOT[name](runs)
     assert isinstance(figure, Figure)
     assert figure.get_suptitle()
     written = [text.get_text().replace("\n", "") for text in figure.findobj(matplotlib.text.Text)]
@@ -246,26 +273,26 @@ UNUSUAL = {
 @pytest.mark.parametrize("unusual", UNUSUAL.values(), ids=UNUSUAL)
 @each_plot
 def test_unusual_runs_are_drawn(name, unusual, tmp_path):
-    save_figure(PLOTS[name]({"iwae": make_arrays(0, **unusual)}), tmp_path / "figure.png")
+    save_figure(EVERY_PLOT[name]({"iwae": make_arrays(0, **unusual)}), tmp_path / "figure.png")
 
 
 @each_plot
 def test_seven_runs_go_on_in_further_rows(name):
     runs = {f"run{i}": make_arrays(i) for i in range(7)}
-    assert PLOTS[name](runs).get_size_inches()[0] == PLOTS[name](RUNS["one"]).get_size_inches()[0]
+    assert EVERY_PLOT[name](runs).get_size_inches()[0] == EVERY_PLOT[name](RUNS["one"]).get_size_inches()[0]
 
 
 @each_plot
 def test_loaded_npz_serves_as_arrays(name, tmp_path):
     np.savez(tmp_path / "run.npz", **make_arrays(0))
     with np.load(tmp_path / "run.npz", allow_pickle=False) as arrays:
-        assert isinstance(PLOTS[name]({"iwae": arrays}), Figure)
+        assert isinstance(EVERY_PLOT[name]({"iwae": arrays}), Figure)
 
 
 @each_plot
 def test_no_text_of_three_long_runs_leaves_the_figure_or_overlaps_a_title(name):
     wide = {"encoder_weights": np.ones((30, 200)), "decoder_weights": np.ones((200, 30))}
-    figure = PLOTS[name]({f"{run}__batch100__ema0.999": arrays | wide for run, arrays in RUNS["three"].items()})
+    figure = EVERY_PLOT[name]({f"{run}__batch100__ema0.999": arrays | wide for run, arrays in RUNS["three"].items()})
     figure.draw_without_rendering()
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     assert min(box.x0 for box in boxes) >= 0 and max(box.x1 for box in boxes) <= figure.bbox.x1
@@ -290,8 +317,8 @@ import tempfile, pathlib
 sys.path.insert(0, "tests")
 folder = pathlib.Path(tempfile.mkdtemp())
 sys.modules["pytest"] = __import__("pytest")
-from test_plotting import RUNS
-for name, plot in plotting.PLOTS.items():
+from test_plotting import EVERY_PLOT, RUNS
+for name, plot in EVERY_PLOT.items():
     plotting.save_figure(plot(RUNS["three"]), folder / f"{name}.png")
 print("tensorflow" in sys.modules, "matplotlib.pyplot" in sys.modules)
 print(dict(matplotlib.rcParams.copy()) == before, matplotlib.rcParams._get_backend_or_none() == backend)
@@ -314,9 +341,9 @@ def test_drawing_needs_no_display_opens_no_window_and_leaves_global_state(fresh_
 
 @each_plot
 def test_save_figure_writes_the_same_png_twice_and_nothing_else(name, tmp_path):
-    figure = PLOTS[name](RUNS["one"])
+    figure = EVERY_PLOT[name](RUNS["one"])
     save_figure(figure, tmp_path / "a.png")
-    save_figure(PLOTS[name](RUNS["one"]), tmp_path / "b.png")
+    save_figure(EVERY_PLOT[name](RUNS["one"]), tmp_path / "b.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
     content = (tmp_path / "a.png").read_bytes()
     assert content.startswith(b"\x89PNG") and content == (tmp_path / "b.png").read_bytes()
