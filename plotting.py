@@ -358,18 +358,18 @@ def gradient_variance(runs):
 
 
 def gradient_bias(runs):
-    """Squared bias of the encoder's gradient by the estimators without a score term, against k.
+    """Squared bias of the encoder's gradient, by estimators without a score term, against k: about 0 if there is none.
 
     Reads label [e], target [e], gradient_k [c], gradient_squared_bias [e, 2, c] (encoder, decoder), replicates,
     minibatch.
     """
-    title, ylabel = "Bias of the gradient without a score term", "squared bias / squared length"
+    title, ylabel = "Bias of the gradients without a score term", "squared bias / squared length of the right mean"
     figure, panels = _gradient_panels(runs, title, ylabel, ("encoder",))
     for (axes,), arrays in zip(panels, runs.values(), strict=True):
         axes.set_yscale("linear")
         axes.axhline(0, color="0.7")
         shown = arrays["target"] != np.arange(len(arrays["target"]))
-        _estimator_lines(axes, arrays, np.where(shown[:, None], arrays["gradient_squared_bias"][:, 0], np.nan))
+        _estimator_lines(axes, arrays, np.where(shown[:, None], arrays["gradient_squared_bias"][:, 0], np.nan), 0.01)
     return figure
 
 
@@ -408,12 +408,12 @@ def _gradient_panels(runs, title, ylabel, parts=("encoder", "decoder")):
     return figure, panels
 
 
-def _estimator_lines(axes, arrays, values):
+def _estimator_lines(axes, arrays, values, same_within=0.0):
     """A line per estimator, values [e, c] against gradient_k, named at its right end; equal lines are one."""
     k, lines = arrays["gradient_k"], {}
     colours = dict(zip(np.unique(arrays["target"]), PALETTE, strict=False))
     for i in np.flatnonzero(np.isfinite(values).all(axis=1)):
-        same = next((j for j in lines if np.allclose(values[j], values[i], rtol=1e-3)), i)
+        same = next((j for j in lines if np.allclose(values[j], values[i], 1e-3, same_within)), i)
         lines.setdefault(same, []).append(arrays["label"][i])
     for i in lines:
         style = "-" if arrays["target"][i] == i else (0, (4, 2))
