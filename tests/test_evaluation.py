@@ -233,7 +233,7 @@ def test_squared_bias_is_unbiased():
 @pytest.mark.parametrize("layers", [1, 2])
 def test_gradient_quality_is_that_of_the_training_gradients(small_net, x_small, layers, uncompiled):
     """Against numpy, estimator by estimator, of the very gradients that training takes."""
-    model, x, names, replicates = small_net(layers), tf.constant(x_small[:5]), ["iwae", "stl", "dreg"], 6
+    model, x, names, replicates = small_net(layers), tf.constant(x_small[:5]), ["iwae", "stl", "dreg"], 4
     estimators = [OBJECTIVES[name] for name in names]
     measures = evaluation.gradient_quality(model, gradients, estimators, np.array([0, 0, 0]), x, 4, replicates, seed=7)
     assert measures.shape == (3, 3, 2)

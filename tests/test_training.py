@@ -189,6 +189,15 @@ def test_estimate_leaves_everything_as_it_was(small_net, x_small):
         np.testing.assert_array_equal(variable, value)
 
 
+def test_cost_of_a_step_is_the_least_measured_and_leaves_the_model_as_it_was(small_net, x_small, monkeypatch):
+    """An epoch has 6 steps: the milliseconds of one are a sixth of the least epoch's thousandfold seconds."""
+    model, seconds = small_net(), iter([0.9, 0.6, 0.7, 1.2, 0.8])
+    before = [variable.numpy() for variable in model.variables]
+    monkeypatch.setattr(training, "estimate_seconds", lambda stretches, plan, n, *_: next(seconds) * len(plan))
+    assert training.step_milliseconds(model, grey(x_small), TINY) == pytest.approx(100)
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(before, model.variables, strict=True))
+
+
 @pytest.mark.parametrize("seconds, words", [(4, "4 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (57600, "16 h")])
 def test_durations_are_said_in_the_largest_fitting_unit(seconds, words):
     assert training.duration(seconds) == words
