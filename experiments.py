@@ -275,14 +275,12 @@ def diagnose_run(folder, parameters, data):
     model, x, runs = load_run(folder), evaluation_images(parameters, data), GROUPS["estimators"]
     estimators = {run.objective: objective_of(run) for run in runs}
     arrays = diagnostic_arrays(model, gradients, estimators, TARGETS, x, parameters.batch, EVALUATION_SEED)
-    own = ("objective", "beta", "groups", "alpha", "k", "backward_samples")  # all else is the trained run's
-    variants = [replace(parameters, **{name: getattr(run, name) for name in own}) for run in runs]
-    milliseconds = [step_milliseconds(model, data.x_train, variant) for variant in variants]
-    values = [[f"{name} {value}" for name, value in own_value(run.objective).items()] for run in runs]
+    labels = [run_name((run.objective, Parameters(objective=run.objective, k=run.k)), run) for run in runs]
+    variants = [replace(run, batch=parameters.batch, binarization=parameters.binarization) for run in runs]
     arrays |= {
-        "label": np.array([" ".join([run.objective, *value]) for run, value in zip(runs, values, strict=True)]),
+        "label": np.array([label.replace("__", " ") for label in labels]),
         "step_k": np.array(runs[0].k),
-        "step_milliseconds": np.array(milliseconds),
+        "step_milliseconds": np.array([step_milliseconds(model, data.x_train, variant) for variant in variants]),
     }
     with whole_file(folder / "figures" / "diagnostics.npz") as partial:
         np.savez_compressed(partial, **arrays)

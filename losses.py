@@ -276,7 +276,7 @@ OBJECTIVES = {
     "vr_dreg": vr_dreg,
 }
 
-# The row whose mean an estimator without a score term is meant to have (`stl` fails); the others are their own.
+# The row whose mean an estimator without a score term is meant to have (`stl` has not); the others are their own.
 TARGETS = {"stl": "iwae", "dreg": "iwae", "rws_dreg": "rws", "miwae_dreg": "miwae", "vr_dreg": "vr"}
 
 
