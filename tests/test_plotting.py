@@ -261,6 +261,73 @@ def test_log_likelihoods_share_bins_and_state_the_mean(runs):
         assert "k = 500" in axes.get_title(loc="left")
 
 
+@each_number
+def test_nll_differences_are_paired_and_to_the_first_run(runs):
+    (axes,) = COMPARISONS["nll_differences"](runs).axes
+    values = [arrays["log_likelihoods"] for arrays in runs.values()]
+    expected = [np.mean(values[0] - other) for other in values]
+    errors = [np.std(values[0] - other, ddof=1) / len(other) ** 0.5 for other in values]
+    (points, _, (bars,)) = axes.containers[0]
+    assert np.allclose(points.get_xdata(), expected)
+    assert np.allclose([np.ptp(segment[:, 0]) / 2 for segment in bars.get_segments()], errors)
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[0] == f"NLL {-values[0].mean():.2f}"
+    assert texts[1:] == [f"{d:+.2f} ± {e:.2f}".replace("-", "−") for d, e in zip(expected[1:], errors[1:], strict=True)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(runs)
+
+
+@each_number
+def test_importance_weights_hold_both_measures_of_every_run(runs):
+    panels = DIAGNOSTICS["importance_weights"](runs).axes
+    for axes, name in zip(panels, ("effective_sample_size", "largest_weight"), strict=True):
+        equal, drawn = axes.lines[0::2], axes.lines[1::2]
+        for arrays, line in zip(runs.values(), drawn, strict=True):
+            assert np.array_equal(line.get_ydata(), arrays[name])
+        assert equal[0].get_ydata()[-1] == (1000 if name == "effective_sample_size" else 0.001)
+
+
+@each_number
+@pytest.mark.parametrize("name", ["gradient_snr", "gradient_variance"])
+def test_gradient_measures_are_drawn_encoder_beside_decoder_and_equal_lines_once(name, runs):
+    panels = np.reshape(DIAGNOSTICS[name](runs).axes, (-1, 2))
+    for row, arrays in zip(panels, runs.values(), strict=True):
+        for part, axes in enumerate(row):
+            assert ("encoder", "decoder")[part] in axes.get_title(loc="left")
+            lines = [line for line in axes.lines if len(line.get_xdata()) == 4]
+            shown = [i for i in range(len(LABELS)) if part == 0 or i != 2]
+            for i, line in zip(shown, lines, strict=True):
+                assert np.array_equal(line.get_ydata(), arrays[name][i, part])
+                assert (line.get_linestyle() == "-") == (TARGETS[i] == i)
+                assert line.get_color() == lines[shown.index(TARGETS[i])].get_color()
+            texts = [text.get_text().replace("\n", " ") for text in axes.texts]
+            assert ("iwae, stl" in texts) == (len(shown) < len(LABELS))
+
+
+def test_bias_is_drawn_for_estimators_that_have_another_target():
+    arrays = RUNS["one"]["iwae"]
+    (axes,) = DIAGNOSTICS["gradient_bias"]({"iwae": arrays}).axes
+    drawn = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 4]
+    assert np.array_equal(drawn, arrays["gradient_squared_bias"][[2, 3, 5, 7], 0])
+    assert axes.get_yscale() == "linear"  # below 0, too
+
+
+@each_number
+def test_step_cost_holds_the_milliseconds(runs):
+    for axes, arrays in zip(DIAGNOSTICS["step_cost"](runs).axes, runs.values(), strict=True):
+        assert np.allclose([bar.get_width() for bar in axes.patches], arrays["step_milliseconds"])
+        assert "milliseconds" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize("name", DIAGNOSTICS)
+def test_labels_of_lines_do_not_overlap(name):
+    figure = DIAGNOSTICS[name](RUNS["one"])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [matplotlib.text.Text.get_window_extent(text) for text in axes.texts]  # without their leaders
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+        assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+
+
 UNUSUAL = {
     "one epoch": {"epochs": 1},
     "no labels": {"classes": 0},
