@@ -278,9 +278,9 @@ def diagnose_run(folder, parameters, data):
     labels = [run_name((run.objective, Parameters(objective=run.objective, k=run.k)), run) for run in runs]
     variants = [replace(run, batch=parameters.batch, binarization=parameters.binarization) for run in runs]
     arrays |= {
-        "label": np.array([label.replace("__", " ") for label in labels]),
+        "label": np.array([re.sub(r"__([a-z]+)", r" \1 ", label) for label in labels]),
         "step_k": np.array(runs[0].k),
-        "step_milliseconds": np.array([step_milliseconds(model, data.x_train, variant) for variant in variants]),
+        "step_milliseconds": step_milliseconds(model, data.x_train, variants),
     }
     with whole_file(folder / "figures" / "diagnostics.npz") as partial:
         np.savez_compressed(partial, **arrays)
@@ -300,7 +300,7 @@ def draw(runs, folder, plots):
 def compare(folders):
     """Print runs of one data set side by side, and write comparison.md and its figures beside their folders."""
     from evaluation import comparison_table
-    from plotting import COMPARISONS, PLOTS
+    from plotting import COMPARISONS, DIAGNOSTICS, PLOTS
     from training import write_text
 
     place = folders[0].parent
@@ -310,11 +310,10 @@ def compare(folders):
         sys.exit(f"experiments.py: {error}")
     text = f"# Runs on {place.name}\n\n{table}\n"
     print(f"\n{table}\n")
-    if all((folder / "figures" / "arrays.npz").exists() for folder in folders):
-        runs = {folder.name: np.load(folder / "figures" / "arrays.npz") for folder in folders}
-        draw(runs, place / "comparison", COMPARISONS | PLOTS)
-        figures = sorted((place / "comparison").glob("*.png"))
-        text += "".join(f"\n![{figure.stem}](comparison/{figure.name})\n" for figure in figures)
+    for file, plots in (("arrays.npz", COMPARISONS | PLOTS), ("diagnostics.npz", DIAGNOSTICS)):
+        if all((folder / "figures" / file).exists() for folder in folders):
+            draw({folder.name: np.load(folder / "figures" / file) for folder in folders}, place / "comparison", plots)
+            text += "".join(f"\n![{name}](comparison/{name}.png)\n" for name in plots)
     write_text(place / "comparison.md", text)
     print(f"comparison: {place}/comparison.md")
 

@@ -363,8 +363,8 @@ def gradient_bias(runs):
     Reads label [e], target [e], gradient_k [c], gradient_squared_bias [e, 2, c] (encoder, decoder), replicates,
     minibatch.
     """
-    title, ylabel = "Bias of the gradients without a score term", "squared bias / squared length of the right mean"
-    figure, panels = _gradient_panels(runs, title, ylabel, ("encoder",))
+    title = "Bias of gradients without a score term: the unbiased scatter about 0"
+    figure, panels = _gradient_panels(runs, title, "squared bias / squared length of the right mean", ("encoder",))
     for (axes,), arrays in zip(panels, runs.values(), strict=True):
         axes.set_yscale("linear")
         axes.axhline(0, color="0.7")
@@ -379,7 +379,7 @@ def step_cost(runs):
     Reads label [e], step_k, step_milliseconds [e].
     """
     k = next(iter(runs.values()))["step_k"]
-    caption = f"Least of five measurements of the compiled program that trains, k = {k}, on the machine that drew this."
+    caption = f"Least of ten measurements in turns, of the compiled program that trains, k = {k}, on this machine."
     figure = _figure("Cost of a training step", caption, 0.8 + 3.6 * len(runs))
     panels = figure.subplots(len(runs), squeeze=False)[:, 0]
     for axes, (run, arrays) in zip(panels, runs.items(), strict=True):
@@ -425,7 +425,8 @@ def _estimator_lines(axes, arrays, values, same_within=0.0):
     for end, place, (i, names) in zip(ends, places, lines.items(), strict=True):
         leader = {"arrowstyle": "-", "color": colours[arrays["target"][i]], "relpos": (0, 0.5), "shrinkA": 0}
         style = {"textcoords": "axes fraction", "va": "center", "fontsize": SMALL, "arrowprops": leader}
-        axes.annotate(textwrap.fill(", ".join(names), 20), end, (1.08, place), **style)
+        text = ", ".join(name.replace(" ", "\N{NO-BREAK SPACE}") for name in names)
+        axes.annotate(textwrap.fill(text, 22), end, (1.08, place), **style)
 
 
 def _apart(heights, gap):

@@ -429,7 +429,7 @@ def test_diagnose_alone(run, alone, monkeypatch, uncompiled):
     assert {"diagnostics.npz", *(f"{name}.png" for name in DIAGNOSTICS)} == new
     assert {path: contents(alone)[path] for path in before} == before
     arrays = np.load(alone / "figures" / "diagnostics.npz")
-    assert list(arrays["label"]) == ["iwae", "dreg", "ciwae beta0.5", "piwae groups2"]
+    assert list(arrays["label"]) == ["iwae", "dreg", "ciwae beta 0.5", "piwae groups 2"]
     assert list(arrays["target"]) == [0, 0, 2, 3] and arrays["gradient_snr"].shape == (4, 2, 1)
     assert np.all(arrays["step_milliseconds"] > 0) and arrays["step_k"] == 8
 
