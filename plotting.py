@@ -334,7 +334,8 @@ def gradient_snr(runs):
 
     Reads label [e], target [e], gradient_k [c], gradient_snr [e, 2, c] (encoder, decoder), replicates, minibatch.
     """
-    figure, panels = _gradient_panels(runs, "Signal-to-noise ratio of the gradient", "|mean| / standard deviation")
+    ylabel = "|mean| / standard deviation, average over parameters"
+    figure, panels = _gradient_panels(runs, "Signal-to-noise ratio of the gradient", ylabel)
     for row, arrays in zip(panels, runs.values(), strict=True):
         for axes, values in zip(row, arrays["gradient_snr"].swapaxes(0, 1), strict=True):
             nothing = np.sqrt(2 / (np.pi * arrays["replicates"]))
