@@ -21,13 +21,13 @@ PAPER_EPOCHS = 3280
 OPTIMIZERS = ("adam", "muon")
 LIKELIHOODS = ("bernoulli", "gaussian")
 SPLITS = ("train", "validation", "test")
+SWITCHES = ("train", "evaluate", "plot", "diagnose")
 NAMES = {"dataset": tuple(DATASETS), "binarization": BINARIZATIONS, "objective": OBJECTIVES, "schedule": SCHEDULES}
 NAMES |= {"optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "split": SPLITS}
 STARTUP_CHATTER = r"oneDNN|[Cc]uda|cuInit|TF-TRT|cpu_feature_guard|To enable the following|before absl::InitializeLog"
 
 # Fields that do not change what a run trains; seed and dataset stand in its folder's path by themselves.
-NOT_IN_NAME = {"dataset", "seed", "snapshot_epochs", "k_evaluation", "split", "train", "evaluate", "plot"}
-NOT_IN_NAME |= {"results_dir", "datasets_dir"}
+NOT_IN_NAME = {"dataset", "seed", "snapshot_epochs", "k_evaluation", "split", *SWITCHES, "results_dir", "datasets_dir"}
 
 
 def is_number(value, kind=(int, float), low=0, below=float("inf")):
@@ -68,7 +68,7 @@ def problems(p):
         ("seed", is_number(p.seed, int, below=2**31), "an integer from 0 to 2147483647"),
         ("k_evaluation", is_number(p.k_evaluation, int, 1), count),
         ("split", p.split in SPLITS, f"one of {', '.join(SPLITS)}"),
-        *[(name, isinstance(getattr(p, name), bool), "True or False") for name in ("train", "evaluate", "plot")],
+        *[(name, isinstance(getattr(p, name), bool), "True or False") for name in SWITCHES],
         ("results_dir", isinstance(p.results_dir, str), "a folder"),
         ("datasets_dir", p.datasets_dir is None or isinstance(p.datasets_dir, str), "None or a folder"),
     ]

@@ -2,7 +2,8 @@
 
 python experiments.py                                       PARAMETERS, once per objective in COMPARE
 python experiments.py iwae_l1_k50 --epochs 3 --seed 2       a named run, any field of Parameters overridden
-python experiments.py --list                                the named runs, with the paper's numbers
+python experiments.py estimators                            a named group of runs, compared with its first
+python experiments.py --list                                the named runs and groups, with the paper's numbers
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import NOT_IN_NAME, OBJECTIVES, fail, parse, problems, quiet_start, run_name
+from command_line import NOT_IN_NAME, OBJECTIVE_PARAMETERS, OBJECTIVES, fail, parse, problems, quiet_start, run_name
 from datasets_download import DatasetError, binarize, grey, load_dataset
 from run_folder import Checkpoints, check_parameters, digest, lock, read_log, whole_file, write_text
 
@@ -57,6 +58,7 @@ class Parameters:
     train: bool = True  # train, or go on with what is on disk
     evaluate: bool = True  # log-likelihood, ELBO, active units
     plot: bool = True  # figures
+    diagnose: bool = False  # importance weights, gradients and cost of every objective on the trained net; minutes
     results_dir: str = "results"  # where runs are written
     datasets_dir: str | None = None  # where data are cached; None: $IWAE_DATASETS_DIR, or datasets/ beside this file
 
@@ -108,27 +110,42 @@ def table_1_cell(name):
 NAMED_RUNS = {name: table_1_cell(name) for name in PAPER}
 ALIASES = {"iwae_l1_k1": "vae_l1_k1", "iwae_l2_k1": "vae_l2_k1"}  # at k = 1 the two bounds are one
 
+
+def own_value(objective):
+    """{parameter: value} of an objective where all are compared: between the ends at which it is `iwae` and `vae`."""
+    values = {"beta": 0.5, "groups": 2, "alpha": 0.5}
+    return {name: values[name] for name in [OBJECTIVE_PARAMETERS.get(objective)] if name}
+
+
+# Names of several runs, the first of which the others are compared with.
+ALL_OBJECTIVES = dict.fromkeys(("iwae", *OBJECTIVES))
+GROUPS = {"estimators": [Parameters(objective=name, k=8, **own_value(name)) for name in ALL_OBJECTIVES]}
+
 SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
 VERSIONS = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # recorded with the results
 EVALUATION_SEED = 2016  # of the binarised test draw and the evaluation's samples: the same for every run
+
+
+def runs_called(name):
+    """[((name, base run), Parameters)] that a word of the command line stands for: see `command_line.run_name`."""
+    name = ALIASES.get(name, name)
+    if name in NAMED_RUNS:
+        return [((name, NAMED_RUNS[name]), NAMED_RUNS[name])]
+    if name not in GROUPS and name not in OBJECTIVES:
+        fail(f"no run is called {name!r}", name, [*NAMED_RUNS, *ALIASES, *GROUPS, *OBJECTIVES])
+    runs = GROUPS[name] if name in GROUPS else [replace(PARAMETERS, objective=name)]
+    return [((run.objective, Parameters(objective=run.objective)), run) for run in runs]
 
 
 def resolve(names, overrides):
     """[(run name, Parameters)] of the runs that the command line asks for, without doubles."""
     names = names or ([overrides["objective"]] if "objective" in overrides else COMPARE)
     runs = {}
-    for name in names:
-        name = ALIASES.get(name, name)
-        if name in NAMED_RUNS:
-            base = parameters = NAMED_RUNS[name]
-        elif name in OBJECTIVES:
-            base, parameters = Parameters(objective=name), replace(PARAMETERS, objective=name)
-        else:
-            fail(f"no run is called {name!r}", name, [*NAMED_RUNS, *ALIASES, *OBJECTIVES])
+    for base, parameters in [run for name in names for run in runs_called(name)]:
         parameters = replace(parameters, **overrides)
         if found := problems(parameters):
             sys.exit("\n".join(f"experiments.py: {problem}" for problem in found))
-        runs[run_name((name, base), parameters)] = parameters
+        runs[run_name(base, parameters)] = parameters
     for field in ("k_evaluation", "split"):
         if len(values := {str(getattr(parameters, field)) for parameters in runs.values()}) > 1:
             sys.exit(f"experiments.py: {field} = {', '.join(values)}: one for all wanted: add --{field}")
@@ -141,6 +158,8 @@ def list_runs():
     for name, (nll, active) in PAPER.items():
         also = "".join(f"   also called {alias}" for alias, run in ALIASES.items() if run == name)
         print(f"{name:<14}{nll:>11.2f}{active:>14}{also}")
+    for name in GROUPS:
+        print(f"\n{name}: {', '.join(run for run, _ in resolve([name], {}))}")
     print(f"\nPARAMETERS of experiments.py, trained with one objective: {', '.join(OBJECTIVES)}")
 
 
@@ -245,6 +264,7 @@ def plot_run(folder, parameters, data):
     """Draw every plot of a trained and evaluated run into figures/, with the arrays that they show."""
     from evaluation import figure_arrays
     from models import load_run
+    from plotting import PLOTS
 
     log, x, results = read_log(folder), evaluation_images(parameters, data), read_results(folder)
     x_mean, labels = grey(getattr(data, f"x_{parameters.split}")), getattr(data, f"y_{parameters.split}")
@@ -254,14 +274,37 @@ def plot_run(folder, parameters, data):
     arrays |= {name: np.array(results[name]) for name in ("log_likelihoods", "k_evaluation")}
     with whole_file(folder / "figures" / "arrays.npz") as partial:
         np.savez_compressed(partial, **arrays)
-    draw({folder.name: arrays}, folder / "figures")
+    draw({folder.name: arrays}, folder / "figures", PLOTS)
 
 
-def draw(runs, folder):
-    """Save every plot of the runs {label: arrays} into a folder."""
-    from plotting import PLOTS, save_figure
+def diagnose_run(folder, parameters, data):
+    """Measure importance weights, and every estimator's gradient and cost, on a trained net: arrays and figures."""
+    from evaluation import diagnostic_arrays
+    from losses import TARGETS
+    from models import load_run
+    from plotting import DIAGNOSTICS
+    from training import gradients, objective_of, step_milliseconds
 
-    for name, plot in PLOTS.items():
+    model, x, runs = load_run(folder), evaluation_images(parameters, data), GROUPS["estimators"]
+    estimators = {run.objective: objective_of(run) for run in runs}
+    arrays = diagnostic_arrays(model, gradients, estimators, TARGETS, x, parameters.batch, EVALUATION_SEED)
+    labels = [run_name((run.objective, Parameters(objective=run.objective, k=run.k)), run) for run in runs]
+    variants = [replace(run, batch=parameters.batch, binarization=parameters.binarization) for run in runs]
+    arrays |= {
+        "label": np.array([re.sub(r"__([a-z]+)", r" \1 ", label) for label in labels]),
+        "step_k": np.array(runs[0].k),
+        "step_milliseconds": step_milliseconds(model, data.x_train, variants),
+    }
+    with whole_file(folder / "figures" / "diagnostics.npz") as partial:
+        np.savez_compressed(partial, **arrays)
+    draw({folder.name: arrays}, folder / "figures", DIAGNOSTICS)
+
+
+def draw(runs, folder, plots):
+    """Save every plot of a table, of the runs {label: arrays}, into a folder."""
+    from plotting import save_figure
+
+    for name, plot in plots.items():
         with whole_file(folder / f"{name}.png") as partial:
             save_figure(plot(runs), partial)
     print(f"figures: {folder}/")
@@ -270,6 +313,7 @@ def draw(runs, folder):
 def compare(folders):
     """Print runs of one data set side by side, and write comparison.md and its figures beside their folders."""
     from evaluation import comparison_table
+    from plotting import COMPARISONS, DIAGNOSTICS, PLOTS
 
     place = folders[0].parent
     try:
@@ -278,10 +322,10 @@ def compare(folders):
         sys.exit(f"experiments.py: {error}")
     text = f"# Runs on {place.name}\n\n{table}\n"
     print(f"\n{table}\n")
-    if all((folder / "figures" / "arrays.npz").exists() for folder in folders):
-        draw({folder.name: np.load(folder / "figures" / "arrays.npz") for folder in folders}, place / "comparison")
-        figures = sorted((place / "comparison").glob("*.png"))
-        text += "".join(f"\n![{figure.stem}](comparison/{figure.name})\n" for figure in figures)
+    for file, plots in (("arrays.npz", COMPARISONS | PLOTS), ("diagnostics.npz", DIAGNOSTICS)):
+        if all((folder / "figures" / file).exists() for folder in folders):
+            draw({folder.name: np.load(folder / "figures" / file) for folder in folders}, place / "comparison", plots)
+            text += "".join(f"\n![{name}](comparison/{name}.png)\n" for name in plots)
     write_text(place / "comparison.md", text)
     print(f"comparison: {place}/comparison.md")
 
@@ -321,6 +365,7 @@ def perform(runs):
             (parameters.train, train_run),
             (parameters.evaluate, evaluate_run),
             (parameters.plot, plot_run),
+            (parameters.diagnose, diagnose_run),
         ):
             if wanted:
                 do(folder, parameters, data)

@@ -276,6 +276,9 @@ OBJECTIVES = {
     "vr_dreg": vr_dreg,
 }
 
+# The row whose mean an estimator without a score term is meant to have (`stl` has not); the others are their own.
+TARGETS = {"stl": "iwae", "dreg": "iwae", "rws_dreg": "rws", "miwae_dreg": "miwae", "vr_dreg": "vr"}
+
 
 def build_objective(name, **parameters):
     """The objective of that name as a function of log_w alone: build_objective("ciwae", beta=0.5, groups=None).

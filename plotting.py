@@ -1,7 +1,8 @@
 """Figures of one run or of several side by side: numpy arrays in, a matplotlib Figure out.
 
 Every plot takes `runs`, a dict {label: arrays}, where `arrays` maps names to numpy arrays (a loaded npz will
-do); its docstring names the arrays that it reads. A new plot is one function and one entry of `PLOTS`.
+do); its docstring names the arrays that it reads. A new plot is one function and one entry of `PLOTS`, or of
+`COMPARISONS` (of several runs, beside the plots), or of `DIAGNOSTICS` (of what --diagnose measures).
 Nothing here opens a window, needs a display or touches `rcParams`: figures are made without pyplot.
 """
 
@@ -278,6 +279,162 @@ def log_likelihoods(runs):
     return figure
 
 
+def nll_differences(runs):
+    """Each run's negative log-likelihood (nats) less the first run's, on the same images, with its standard error.
+
+    Reads log_likelihoods [n_test], k_evaluation.
+    """
+    first, arrays = next(iter(runs.items()))
+    reference = np.float64(arrays["log_likelihoods"])
+    differences = np.array([reference - arrays["log_likelihoods"] for arrays in runs.values()])
+    means, errors = differences.mean(axis=1), differences.std(axis=1, ddof=1) / np.sqrt(len(reference))
+    caption = f"NLL = −L_k, k = {arrays['k_evaluation']}, {len(reference):,} images. Bars: ± one standard error of the "
+    caption += "paired difference over images; another seed would move the runs, too."
+    figure = _figure(f"NLL less that of {first}", caption, 1.2 + 0.42 * len(runs))
+    axes, rows = figure.subplots(), np.arange(len(runs))
+    axes.axvline(0, color="0.7")
+    axes.errorbar(means, rows, xerr=errors, linestyle="", marker="o", markersize=4, color=PALETTE[0], capsize=3)
+    texts = [f"{mean:+.2f} ± {error:.2f}".replace("-", "−") for mean, error in zip(means, errors, strict=True)]
+    texts[0] = f"NLL {-reference.mean():.2f}"
+    for row, mean, text in zip(rows, means, texts, strict=True):
+        axes.annotate(text, (mean, row), (0, 4), textcoords="offset points", ha="center", fontsize=SMALL)
+    _label(axes, "NLL difference (nats): lower is better", "")
+    axes.set_yticks(rows, [textwrap.fill(run.replace("__", "__ "), 36).replace("__ ", "__") for run in runs])
+    axes.set_ylim(len(runs) - 0.5, -0.8)
+    axes.margins(x=0.1)
+    return figure
+
+
+def importance_weights(runs):
+    """Effective sample size and largest normalized weight against the number of samples k: means over images.
+
+    Reads weight_k [c], effective_sample_size [c], largest_weight [c].
+    """
+    caption = "Means over images. Grey: all weights equal, as if q(z | x) were the posterior."
+    figure = _figure("Importance weights of k samples", caption, 6 + 0.2 * len(runs))
+    panels = figure.subplots(2)
+    for i, (run, arrays) in enumerate(runs.items()):
+        k, ess, largest = (arrays[name] for name in ("weight_k", "effective_sample_size", "largest_weight"))
+        last = f"{ess[-1]:.3g} effective samples, largest weight {largest[-1]:.2f} at k = {k[-1]}"
+        label = run + (": " if len(run) < 40 else ":\n") + last
+        for axes, measure, equal in zip(panels, (ess, largest), (k, 1 / k), strict=True):
+            axes.plot(k, equal, color="0.7", linewidth=1.6)
+            axes.plot(k, measure, "o-", color=PALETTE[i % 10], markersize=4, label=label)
+    for axes, name in zip(panels, ("effective sample size", "largest normalized weight"), strict=True):
+        axes.set(xscale="log", yscale="log")
+        _label(axes, "samples k", name)
+    panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=SMALL, borderaxespad=0.2)
+    return figure
+
+
+def gradient_snr(runs):
+    """Signal-to-noise ratio of each estimator's gradient against k: |mean| / std, averaged over parameters.
+
+    Reads label [e], target [e], gradient_k [c], gradient_snr [e, 2, c] (encoder, decoder), replicates, minibatch.
+    """
+    ylabel = "|mean| / standard deviation, average over parameters"
+    figure, panels = _gradient_panels(runs, "Signal-to-noise ratio of the gradient", ylabel)
+    for row, arrays in zip(panels, runs.values(), strict=True):
+        for axes, values in zip(row, arrays["gradient_snr"].swapaxes(0, 1), strict=True):
+            nothing = np.sqrt(2 / (np.pi * arrays["replicates"]))
+            axes.axhline(nothing, color="0.7", linestyle=":")
+            style = {"textcoords": "offset points", "ha": "left", "va": "bottom", "fontsize": SMALL, "color": "0.35"}
+            axes.annotate("noise alone", (arrays["gradient_k"][0], nothing), (0, 2), **style)
+            _estimator_lines(axes, arrays, values)
+    return figure
+
+
+def gradient_variance(runs):
+    """Variance of each estimator's gradient against k, summed over parameters.
+
+    Reads label [e], target [e], gradient_k [c], gradient_variance [e, 2, c] (encoder, decoder), replicates, minibatch.
+    """
+    figure, panels = _gradient_panels(runs, "Variance of the gradient", "variance, summed over parameters")
+    for row, arrays in zip(panels, runs.values(), strict=True):
+        for axes, values in zip(row, arrays["gradient_variance"].swapaxes(0, 1), strict=True):
+            _estimator_lines(axes, arrays, values)
+    return figure
+
+
+def gradient_bias(runs):
+    """Squared bias of the encoder's gradient, by estimators without a score term, against k: about 0 if there is none.
+
+    Reads label [e], target [e], gradient_k [c], gradient_squared_bias [e, 2, c] (encoder, decoder), replicates,
+    minibatch.
+    """
+    title = "Bias of gradients without a score term: the unbiased scatter about 0"
+    figure, panels = _gradient_panels(runs, title, "squared bias / squared length of the right mean", ("encoder",))
+    for (axes,), arrays in zip(panels, runs.values(), strict=True):
+        axes.set_yscale("linear")
+        axes.axhline(0, color="0.7")
+        shown = arrays["target"] != np.arange(len(arrays["target"]))
+        _estimator_lines(axes, arrays, np.where(shown[:, None], arrays["gradient_squared_bias"][:, 0], np.nan), 0.01)
+    return figure
+
+
+def step_cost(runs):
+    """Milliseconds of a training step with each estimator, a panel per run.
+
+    Reads label [e], step_k, step_milliseconds [e].
+    """
+    k = next(iter(runs.values()))["step_k"]
+    caption = f"Least of ten measurements in turns, of the compiled program that trains, k = {k}, on this machine."
+    figure = _figure("Cost of a training step", caption, 0.8 + 3.6 * len(runs))
+    panels = figure.subplots(len(runs), squeeze=False)[:, 0]
+    for axes, (run, arrays) in zip(panels, runs.items(), strict=True):
+        bars = axes.barh(arrays["label"], arrays["step_milliseconds"], color=PALETTE[0])
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=SMALL)
+        axes.invert_yaxis()
+        _label(axes, "milliseconds per step", "")
+        _heading(axes, run, 1)
+    return figure
+
+
+def _gradient_panels(runs, title, ylabel, parts=("encoder", "decoder")):
+    """A Figure of measures against k and its panels [run, part], logarithmic axes."""
+    arrays = next(iter(runs.values()))
+    caption = f"{arrays['replicates']} gradients on one minibatch of {arrays['minibatch']} images. "
+    caption += "Dashed: without a score term, in the colour of the row whose mean it should have. Equal lines are one."
+    figure = _figure(title, caption, 0.7 + 4.4 * len(runs))
+    panels = figure.subplots(len(runs), len(parts), squeeze=False)
+    for row, (run, arrays) in zip(panels, runs.items(), strict=True):
+        for axes, part in zip(row, parts, strict=True):
+            axes.set(xscale="log", yscale="log")
+            axes.set_xticks(arrays["gradient_k"], arrays["gradient_k"], minor=False)
+            axes.minorticks_off()
+            _label(axes, "samples k", ylabel)
+            _heading(axes, run, 2, part)
+    return figure, panels
+
+
+def _estimator_lines(axes, arrays, values, same_within=0.0):
+    """A line per estimator, values [e, c] against gradient_k, named at its right end; equal lines are one."""
+    k, lines = arrays["gradient_k"], {}
+    colours = dict(zip(np.unique(arrays["target"]), PALETTE, strict=False))
+    for i in np.flatnonzero(np.isfinite(values).all(axis=1)):
+        same = next((j for j in lines if np.allclose(values[j], values[i], 1e-3, same_within)), i)
+        lines.setdefault(same, []).append(arrays["label"][i])
+    for i in lines:
+        style = "-" if arrays["target"][i] == i else (0, (4, 2))
+        axes.plot(k, values[i], marker="o", markersize=3, linestyle=style, color=colours[arrays["target"][i]])
+    axes.set_ylim(axes.get_ylim())
+    ends = [(k[-1], values[i][-1]) for i in lines]
+    heights = axes.transAxes.inverted().transform(axes.transData.transform(ends))[:, 1]
+    places = _apart(heights, min(0.14, 1 / len(lines)))
+    for end, place, (i, names) in zip(ends, places, lines.items(), strict=True):
+        leader = {"arrowstyle": "-", "color": colours[arrays["target"][i]], "relpos": (0, 0.5), "shrinkA": 0}
+        style = {"textcoords": "axes fraction", "va": "center", "fontsize": SMALL, "arrowprops": leader}
+        text = ", ".join(name.replace(" ", "\N{NO-BREAK SPACE}") for name in names)
+        axes.annotate(textwrap.fill(text, 22), end, (1.08, place), **style)
+
+
+def _apart(heights, gap):
+    """Heights in [0, 1] moved so that any two are `gap` apart, in their order, and none is above 1."""
+    order, steps = np.argsort(heights), gap * np.arange(len(heights))
+    places = np.minimum(np.maximum.accumulate(heights[order] - steps), 1 - steps[-1]) + steps
+    return places[np.argsort(order)]
+
+
 def _figure(title, caption, height):
     """An empty Figure of README width with its title above and its caption below."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
@@ -386,5 +543,18 @@ PLOTS = {
         active_units,
         weights,
         log_likelihoods,
+    )
+}
+
+COMPARISONS = {function.__name__: function for function in (nll_differences,)}
+
+DIAGNOSTICS = {
+    function.__name__: function
+    for function in (
+        importance_weights,
+        gradient_snr,
+        gradient_variance,
+        gradient_bias,
+        step_cost,
     )
 }

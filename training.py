@@ -237,6 +237,20 @@ def estimate_seconds(stretches, plan, n, parameters, variables):
     return sum(seconds[epoch.k] for epoch in plan)
 
 
+def step_milliseconds(model, x_train, runs):
+    """Time of a training step of each run, [Parameters], as it is compiled: an array [runs]. The model stays as it is.
+
+    The least of ten measurements, taken in turns: whatever else the machine does falls on all runs alike.
+    """
+    images, programs = tf.constant(x_train), []
+    for run in runs:
+        optimizer, plan = build_optimizer(run, model), [Epoch(1, run.k, 0.0, 0.0)]
+        stretches = {run.k: compile_stretch(model, optimizer, images, run, run.k)}
+        programs.append((stretches, plan, len(x_train), run, model.variables + optimizer.variables))
+    epochs = [[estimate_seconds(*program) for program in programs] for _ in range(10)]
+    return 1000 * np.min(epochs, axis=0) / [len(x_train) // run.batch for run in runs]
+
+
 def duration(seconds):
     """Seconds in the largest fitting unit: "45 s", "12 min", "16 h"."""
     for unit, size in (("h", 3600), ("min", 60)):

@@ -25,3 +25,13 @@ def small_net(x_small):
         return Autoencoder(x_small.mean(axis=0), (4, 3, 2)[:layers], ((8, 8), (6,), (5,))[:layers], likelihood, seed)
 
     return build
+
+
+@pytest.fixture
+def uncompiled():
+    """A tenth of the time, for what does not depend on the compiler."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)

@@ -27,7 +27,7 @@ from command_line import (
     run_name,
 )
 from datasets_download import BINARIZATIONS, DATASETS, Dataset, DatasetError
-from experiments import ALIASES, COMPARE, NAMED_RUNS, PAPER, PARAMETERS, Parameters, load_data, resolve
+from experiments import ALIASES, COMPARE, GROUPS, NAMED_RUNS, PAPER, PARAMETERS, Parameters, load_data, resolve
 
 ROOT = Path(experiments.__file__).resolve().parent
 FIELDS = [field.name for field in fields(Parameters)]
@@ -138,7 +138,7 @@ def test_unknown_run(name, near):
     line = leaves(resolve, [name], {})
     assert line.startswith(f"experiments.py: no run is called {name!r}") and "\n" not in line
     assert (f"did you mean {near}?" in line) if near else ("did you mean" not in line)
-    assert line.endswith("Legal: " + ", ".join([*PAPER, *ALIASES, *OBJECTIVES]))
+    assert line.endswith("Legal: " + ", ".join([*PAPER, *ALIASES, *GROUPS, *OBJECTIVES]))
 
 
 def test_fail_names_nothing_where_nothing_is_near():
@@ -182,6 +182,7 @@ BAD = {
     "train": ("True or False", [1, 0, "yes", None]),
     "evaluate": ("True or False", [1, 0, "yes", None]),
     "plot": ("True or False", [1, 0, "yes", None]),
+    "diagnose": ("True or False", [1, 0, "yes", None]),
     "results_dir": ("a folder", [None, 3, Path("results")]),
     "datasets_dir": ("None or a folder", [3, True, Path("datasets")]),
 }
@@ -425,6 +426,33 @@ def test_objective_alone_is_one_run():
     assert name == "dreg" and parameters == replace(PARAMETERS, objective="dreg")
 
 
+def test_estimators_are_every_objective_under_one_budget():
+    """`iwae` is the first, whence the others' difference; nothing but the objective and its own parameter differs."""
+    runs = dict(resolve(["estimators"], {"epochs": 2}))
+    names, values = list(runs), list(runs.values())
+    assert names[0] == "iwae__k8__epochs2" and "ciwae__beta0.5__k8__epochs2" in names
+    assert [run.objective for run in values[1:]] == [name for name in OBJECTIVES if name != "iwae"]
+    own = dict.fromkeys(("objective", "beta", "groups", "alpha"))
+    budget = {"k": 8, "schedule": "quick", "epochs": 2, "latent_units": (50,)}
+    assert len({replace(run, **own) for run in values}) == 1
+    assert {field: getattr(values[0], field) for field in budget} == budget
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_run_of_a_group_is_the_one_that_its_fields_ask_for(group):
+    for name, run in resolve([group], {}):
+        changes = {
+            f.name: getattr(run, f.name) for f in fields(run) if getattr(run, f.name) != getattr(PARAMETERS, f.name)
+        }
+        assert resolve([run.objective], changes) == [(name, run)]
+
+
+def test_a_group_is_overridden_like_a_run():
+    assert {run.k for _, run in resolve(["estimators"], {"k": 4})} == {4}
+    assert "groups = 2: must divide k = 5" in leaves(resolve, ["estimators"], {"k": 5})
+    assert not {*GROUPS} & {*NAMED_RUNS, *ALIASES, *OBJECTIVES}
+
+
 def test_runs_that_cannot_stand_in_one_table_are_refused_at_once():
     line = leaves(resolve, ["iwae", "iwae_l1_k5"], {})  # k_evaluation 500 and 5000
     assert "\n" not in line and "k_evaluation" in line and "500" in line and "5000" in line
@@ -493,6 +521,7 @@ TRIED = {
     "train": (False,),
     "evaluate": (False,),
     "plot": (False,),
+    "diagnose": (True,),
     "results_dir": ("a", "b"),
     "datasets_dir": ("a", "b"),
 }
@@ -510,8 +539,8 @@ def test_what_changes_the_outcome_stands_in_the_name(field):
 
 
 def test_not_in_name_is_only_what_does_not_train():
-    stated = {"k_evaluation", "split", "train", "evaluate", "plot", "results_dir", "datasets_dir", "snapshot_epochs"}
-    assert NOT_IN_NAME == stated | {"dataset", "seed"}  # these two stand in the path by themselves
+    stated = {"k_evaluation", "split", "train", "evaluate", "plot", "diagnose", "results_dir", "datasets_dir"}
+    assert NOT_IN_NAME == stated | {"snapshot_epochs", "dataset", "seed"}  # the last two stand in the path
 
 
 def test_names_of_all_single_and_double_changes_differ():
@@ -567,6 +596,9 @@ def test_list_prints_the_table(capsys):
     for alias, name in ALIASES.items():
         assert re.search(rf"^{name} .*{alias}$", text, re.M)
     assert all(objective in text.splitlines()[-1] for objective in OBJECTIVES)
+    for group in GROUPS:
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{group}: ")]
+        assert all(name in line for name, _ in resolve([group], {}))
 
 
 def test_quiet_start_drops_the_chatter_alone(capfd, monkeypatch):

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 import command_line
 import datasets_download
+import evaluation
 import experiments
 import losses
 import models
@@ -21,7 +22,7 @@ import run_folder
 import training
 from evaluation import bounds, log_likelihood
 from models import load_run
-from plotting import PLOTS
+from plotting import COMPARISONS, DIAGNOSTICS, PLOTS
 
 ROOT = Path(experiments.__file__).resolve().parent
 NAME = "__k2__latent_units3__hidden_units8__epochs2__batch10__seed0"
@@ -182,7 +183,7 @@ def test_comparison_page(comparison):
     links = re.findall(r"!\[\w+\]\(([^)]+)\)", text)
     assert links and not any(Path(link).is_absolute() for link in links)
     assert all((comparison / link).read_bytes().startswith(b"\x89PNG") for link in links)
-    assert {Path(link).stem for link in links} == set(PLOTS)
+    assert {Path(link).stem for link in links} == {*PLOTS, *COMPARISONS}
 
 
 def test_both_runs_saw_the_same_test_draw(comparison):
@@ -422,15 +423,36 @@ def test_snapshots(averaged):
     assert np.array_equal(loaded[1], weights(averaged))  # what is validated and saved at the end
 
 
+def test_diagnose_alone(run, alone, monkeypatch, uncompiled):
+    """By its switch, on a run that is trained and no more; nothing else on disk changes. Four estimators, for time."""
+    estimators = [
+        run for run in experiments.GROUPS["estimators"] if run.objective in ("iwae", "dreg", "ciwae", "piwae")
+    ]
+    monkeypatch.setitem(experiments.GROUPS, "estimators", estimators)
+    for name, value in {"WEIGHT_KS": (1, 2), "GRADIENT_KS": (2,), "REPLICATES": 2}.items():
+        monkeypatch.setattr(evaluation, name, value)
+    monkeypatch.setattr(training, "STEPS_TIMED", 1)
+    before = contents(alone)
+    run(alone.parents[1], "iwae", "--train", "false", "--evaluate", "false", *NO_PLOT, "--diagnose", "true")
+    new = {path.name for path in set(contents(alone)) - set(before)}
+    assert {"diagnostics.npz", *(f"{name}.png" for name in DIAGNOSTICS)} == new
+    assert {path: contents(alone)[path] for path in before} == before
+    arrays = np.load(alone / "figures" / "diagnostics.npz")
+    assert list(arrays["label"]) == ["iwae", "dreg", "ciwae beta 0.5", "piwae groups 2"]
+    assert list(arrays["target"]) == [0, 0, 2, 3] and arrays["gradient_snr"].shape == (4, 2, 1)
+    assert np.all(arrays["step_milliseconds"] > 0) and arrays["step_k"] == 8
+
+
+def test_estimators_are_trained_and_compared_with_iwae(run, tmp_path, monkeypatch, uncompiled):
+    """Two of the group, for time's sake."""
+    monkeypatch.setitem(experiments.GROUPS, "estimators", experiments.GROUPS["estimators"][:4:3])
+    folders = run(tmp_path, "estimators", "--epochs", "1", *NO_PLOT)
+    assert [json.loads((folder / "parameters.json").read_text())["objective"] for folder in folders] == ["dreg", "iwae"]
+    rows = [line for line in (tmp_path / "tiny" / "comparison.md").read_text().splitlines() if line.startswith("|")]
+    assert [row.split("|")[2].strip() for row in rows[2:]] == ["iwae", "dreg"]
+
+
 # Every kind of run.
-
-
-@pytest.fixture
-def uncompiled():
-    """A tenth of the time, for what does not depend on the compiler."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 def options_of(objective):

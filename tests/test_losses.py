@@ -13,6 +13,7 @@ from scipy.special import logsumexp, softmax
 import command_line
 from losses import (
     OBJECTIVES,
+    TARGETS,
     build_objective,
     effective_sample_size,
     gather_samples,
@@ -301,17 +302,27 @@ def test_the_order_of_the_samples_does_not_matter(log_w, random):
 @given(log_weights)
 def test_weights_sum_to_what_the_table_says(log_w):
     """Decoder: 1, whence subsampling. Path and score of a reparameterised bound cancel."""
-    ess = 1 / effective_sample_size(tf.constant(log_w)).numpy()
+    ess, v_ess = (1 / effective_sample_size(tf.constant(each)).numpy() for each in (log_w, (1 - ALPHA) * log_w))
+    group_ess = [1 / effective_sample_size(tf.constant(log_w[first::GROUPS])).numpy() for first in range(GROUPS)]
     sums = {"vae": (1, -1), "iwae": (1, -1), "ciwae": (1, -1), "miwae": (1, -1), "piwae": (1, -1), "vr": (1, -1)}
     sums |= {"stl": (1, 0), "dreg": (ess, 0), "rws": (0, 1), "rws_dreg": (1 - ess, 0)}
+    sums |= {"miwae_dreg": (np.mean(group_ess, axis=0), 0), "vr_dreg": (ALPHA + (1 - ALPHA) * v_ess, 0)}
+    assert set(sums) == set(OBJECTIVES)
     for name in OBJECTIVES:
         _, decoder, path, score = evaluate(name, log_w)
         assert decoder.min() >= 0
         np.testing.assert_allclose(decoder.sum(axis=0), 1, rtol=1e-12)
-        if name in sums:
-            path_sum, score_sum = sums[name]
-            np.testing.assert_allclose(path.sum(axis=0), np.broadcast_to(path_sum, path.shape[1]), atol=1e-10)
-            np.testing.assert_allclose(score.sum(axis=0), score_sum, atol=1e-10)
+        path_sum, score_sum = sums[name]
+        np.testing.assert_allclose(path.sum(axis=0), np.broadcast_to(path_sum, path.shape[1]), atol=1e-10)
+        np.testing.assert_allclose(score.sum(axis=0), score_sum, atol=1e-10)
+
+
+def test_rows_without_a_score_are_those_with_a_target_which_has_their_bound_and_decoder():
+    log_w = random_log_w()
+    assert set(TARGETS) == {name for name in OBJECTIVES if not np.any(evaluate(name, log_w)[3])}
+    for name, target in TARGETS.items():
+        for ours, theirs in zip(evaluate(name, log_w)[:2], evaluate(target, log_w)[:2], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 @property_test

@@ -10,9 +10,35 @@ import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from plotting import PALETTE, PLOTS, save_figure
+from plotting import COMPARISONS, DIAGNOSTICS, PALETTE, PLOTS, save_figure
 
 ROOT = Path(__file__).parents[1]
+
+
+EVERY_PLOT = PLOTS | COMPARISONS | DIAGNOSTICS
+LABELS = ["iwae", "vae", "stl", "dreg", "rws", "rws_dreg", "miwae groups 2", "miwae_dreg groups 2"]
+TARGETS = np.array([0, 1, 0, 0, 4, 4, 6, 6])
+
+
+def diagnostics(rng):
+    """What --diagnose measures, random; but stl, as in truth, has the decoder's gradient of iwae, rounding aside."""
+    measures = rng.lognormal(size=(3, len(LABELS), 2, 4))
+    measures[:, 2, 1] = measures[:, 0, 1] * (1 + 1e-6)
+    return {
+        "weight_k": np.array([1, 10, 1000]),
+        "effective_sample_size": np.array([1.0, 3.0, rng.uniform(20, 40)]),
+        "largest_weight": np.array([1.0, 0.6, 0.123]),
+        "label": np.array(LABELS),
+        "target": TARGETS,
+        "gradient_k": np.array([2, 8, 32, 128]),
+        "gradient_snr": measures[0],
+        "gradient_variance": measures[1],
+        "gradient_squared_bias": measures[2] - 1,
+        "replicates": np.array(200),
+        "minibatch": np.array(20),
+        "step_k": np.array(8),
+        "step_milliseconds": rng.uniform(1, 5, len(LABELS)),
+    }
 
 
 def make_arrays(seed, epochs=4, image_shape=(6, 5), layers=1, classes=10):
@@ -40,6 +66,7 @@ def make_arrays(seed, epochs=4, image_shape=(6, 5), layers=1, classes=10):
     }
     for name in ("mean", "sample", "resampled"):
         arrays[f"reconstruction_{name}"] = rng.random((images, features))
+    arrays |= diagnostics(rng)
     for layer in range(1, layers + 1):
         dead = [-1e-6, 0.0, 1e-9, 0.0099]
         arrays[f"unit_variance_{layer}"] = np.concatenate([dead, rng.uniform(0.1, 2, 3 * layer)])
@@ -50,7 +77,7 @@ RUNS = {
     "one": {"iwae": make_arrays(0)},
     "three": {f"iwae_l{i}_k50__epochs3__seed{i}": make_arrays(i, layers=1 + i // 2) for i in range(3)},
 }
-each_plot = pytest.mark.parametrize("name", PLOTS)
+each_plot = pytest.mark.parametrize("name", EVERY_PLOT)
 each_number = pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS)
 
 
@@ -74,7 +101,7 @@ def edges(axes):
 @each_number
 @each_plot
 def test_plot_returns_a_figure_with_title_and_every_run(name, runs):
-    figure = PLOTS[name](runs)
+    figure = EVERY_PLOT[name](runs)
     assert isinstance(figure, Figure)
     assert figure.get_suptitle()
     written = [text.get_text().replace("\n", "") for text in figure.findobj(matplotlib.text.Text)]
@@ -234,6 +261,73 @@ def test_log_likelihoods_share_bins_and_state_the_mean(runs):
         assert "k = 500" in axes.get_title(loc="left")
 
 
+@each_number
+def test_nll_differences_are_paired_and_to_the_first_run(runs):
+    (axes,) = COMPARISONS["nll_differences"](runs).axes
+    values = [arrays["log_likelihoods"] for arrays in runs.values()]
+    expected = [np.mean(values[0] - other) for other in values]
+    errors = [np.std(values[0] - other, ddof=1) / len(other) ** 0.5 for other in values]
+    (points, _, (bars,)) = axes.containers[0]
+    assert np.allclose(points.get_xdata(), expected)
+    assert np.allclose([np.ptp(segment[:, 0]) / 2 for segment in bars.get_segments()], errors)
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[0] == f"NLL {-values[0].mean():.2f}"
+    assert texts[1:] == [f"{d:+.2f} ± {e:.2f}".replace("-", "−") for d, e in zip(expected[1:], errors[1:], strict=True)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(runs)
+
+
+@each_number
+def test_importance_weights_hold_both_measures_of_every_run(runs):
+    panels = DIAGNOSTICS["importance_weights"](runs).axes
+    for axes, name in zip(panels, ("effective_sample_size", "largest_weight"), strict=True):
+        equal, drawn = axes.lines[0::2], axes.lines[1::2]
+        for arrays, line in zip(runs.values(), drawn, strict=True):
+            assert np.array_equal(line.get_ydata(), arrays[name])
+        assert equal[0].get_ydata()[-1] == (1000 if name == "effective_sample_size" else 0.001)
+
+
+@each_number
+@pytest.mark.parametrize("name", ["gradient_snr", "gradient_variance"])
+def test_gradient_measures_are_drawn_encoder_beside_decoder_and_equal_lines_once(name, runs):
+    panels = np.reshape(DIAGNOSTICS[name](runs).axes, (-1, 2))
+    for row, arrays in zip(panels, runs.values(), strict=True):
+        for part, axes in enumerate(row):
+            assert ("encoder", "decoder")[part] in axes.get_title(loc="left")
+            lines = [line for line in axes.lines if len(line.get_xdata()) == 4]
+            shown = [i for i in range(len(LABELS)) if part == 0 or i != 2]
+            for i, line in zip(shown, lines, strict=True):
+                assert np.array_equal(line.get_ydata(), arrays[name][i, part])
+                assert (line.get_linestyle() == "-") == (TARGETS[i] == i)
+                assert line.get_color() == lines[shown.index(TARGETS[i])].get_color()
+            texts = [text.get_text().replace("\n", " ") for text in axes.texts]
+            assert ("iwae, stl" in texts) == (len(shown) < len(LABELS))
+
+
+def test_bias_is_drawn_for_estimators_that_have_another_target():
+    arrays = RUNS["one"]["iwae"]
+    (axes,) = DIAGNOSTICS["gradient_bias"]({"iwae": arrays}).axes
+    drawn = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 4]
+    assert np.array_equal(drawn, arrays["gradient_squared_bias"][[2, 3, 5, 7], 0])
+    assert axes.get_yscale() == "linear"  # below 0, too
+
+
+@each_number
+def test_step_cost_holds_the_milliseconds(runs):
+    for axes, arrays in zip(DIAGNOSTICS["step_cost"](runs).axes, runs.values(), strict=True):
+        assert np.allclose([bar.get_width() for bar in axes.patches], arrays["step_milliseconds"])
+        assert "milliseconds" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize("name", DIAGNOSTICS)
+def test_labels_of_lines_do_not_overlap(name):
+    figure = DIAGNOSTICS[name](RUNS["one"])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [matplotlib.text.Text.get_window_extent(text) for text in axes.texts]  # without their leaders
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+        assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+
+
 UNUSUAL = {
     "one epoch": {"epochs": 1},
     "no labels": {"classes": 0},
@@ -246,26 +340,26 @@ UNUSUAL = {
 @pytest.mark.parametrize("unusual", UNUSUAL.values(), ids=UNUSUAL)
 @each_plot
 def test_unusual_runs_are_drawn(name, unusual, tmp_path):
-    save_figure(PLOTS[name]({"iwae": make_arrays(0, **unusual)}), tmp_path / "figure.png")
+    save_figure(EVERY_PLOT[name]({"iwae": make_arrays(0, **unusual)}), tmp_path / "figure.png")
 
 
 @each_plot
 def test_seven_runs_go_on_in_further_rows(name):
     runs = {f"run{i}": make_arrays(i) for i in range(7)}
-    assert PLOTS[name](runs).get_size_inches()[0] == PLOTS[name](RUNS["one"]).get_size_inches()[0]
+    assert EVERY_PLOT[name](runs).get_size_inches()[0] == EVERY_PLOT[name](RUNS["one"]).get_size_inches()[0]
 
 
 @each_plot
 def test_loaded_npz_serves_as_arrays(name, tmp_path):
     np.savez(tmp_path / "run.npz", **make_arrays(0))
     with np.load(tmp_path / "run.npz", allow_pickle=False) as arrays:
-        assert isinstance(PLOTS[name]({"iwae": arrays}), Figure)
+        assert isinstance(EVERY_PLOT[name]({"iwae": arrays}), Figure)
 
 
 @each_plot
 def test_no_text_of_three_long_runs_leaves_the_figure_or_overlaps_a_title(name):
     wide = {"encoder_weights": np.ones((30, 200)), "decoder_weights": np.ones((200, 30))}
-    figure = PLOTS[name]({f"{run}__batch100__ema0.999": arrays | wide for run, arrays in RUNS["three"].items()})
+    figure = EVERY_PLOT[name]({f"{run}__batch100__ema0.999": arrays | wide for run, arrays in RUNS["three"].items()})
     figure.draw_without_rendering()
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     assert min(box.x0 for box in boxes) >= 0 and max(box.x1 for box in boxes) <= figure.bbox.x1
@@ -290,8 +384,8 @@ import tempfile, pathlib
 sys.path.insert(0, "tests")
 folder = pathlib.Path(tempfile.mkdtemp())
 sys.modules["pytest"] = __import__("pytest")
-from test_plotting import RUNS
-for name, plot in plotting.PLOTS.items():
+from test_plotting import EVERY_PLOT, RUNS
+for name, plot in EVERY_PLOT.items():
     plotting.save_figure(plot(RUNS["three"]), folder / f"{name}.png")
 print("tensorflow" in sys.modules, "matplotlib.pyplot" in sys.modules)
 print(dict(matplotlib.rcParams.copy()) == before, matplotlib.rcParams._get_backend_or_none() == backend)
@@ -314,9 +408,9 @@ def test_drawing_needs_no_display_opens_no_window_and_leaves_global_state(fresh_
 
 @each_plot
 def test_save_figure_writes_the_same_png_twice_and_nothing_else(name, tmp_path):
-    figure = PLOTS[name](RUNS["one"])
+    figure = EVERY_PLOT[name](RUNS["one"])
     save_figure(figure, tmp_path / "a.png")
-    save_figure(PLOTS[name](RUNS["one"]), tmp_path / "b.png")
+    save_figure(EVERY_PLOT[name](RUNS["one"]), tmp_path / "b.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
     content = (tmp_path / "a.png").read_bytes()
     assert content.startswith(b"\x89PNG") and content == (tmp_path / "b.png").read_bytes()

@@ -198,6 +198,14 @@ def test_estimate_leaves_everything_as_it_was(small_net, x_small):
         np.testing.assert_array_equal(variable, value)
 
 
+def test_cost_of_a_step_is_the_least_measured_in_turns(small_net, x_small, monkeypatch):
+    """Epochs of 6 and of 3 steps: the milliseconds of one are a thousandfold share of the least epoch's seconds."""
+    seconds = iter([0.9, 0.6] + 8 * [1.2, 0.7] + [0.6, 0.9])
+    monkeypatch.setattr(training, "estimate_seconds", lambda stretches, plan, n, *_: next(seconds) * len(plan))
+    milliseconds = training.step_milliseconds(small_net(), grey(x_small), [TINY, replace(TINY, batch=20, k=3)])
+    np.testing.assert_allclose(milliseconds, [100, 200])
+
+
 @pytest.mark.parametrize("seconds, words", [(4, "4 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (57600, "16 h")])
 def test_durations_are_said_in_the_largest_fitting_unit(seconds, words):
     assert training.duration(seconds) == words
