@@ -41,14 +41,14 @@ def die(number=signal.SIGKILL, inside=True):
     os.kill(os.getpid(), number)
 
 
-def on_file(count, *words):
-    """Die at the count-th time that Python opens, renames or removes a file whose path has one of the words in it."""
+def on_file(count, pattern, then=die):
+    """Die at the count-th time that Python opens, renames or removes a file; the pattern is of its path and mode."""
     counter = itertools.count(1)
 
     def hook(event, arguments):
-        if event in ("open", "os.rename", "os.remove") and any(word in str(arguments[0]) for word in words):
+        if event in ("open", "os.rename", "os.remove") and re.search(pattern, f"{arguments[0]} {arguments[1]}"):
             if next(counter) == count:
-                die()
+                then()
 
     sys.addaudithook(hook)
 
@@ -86,7 +86,7 @@ def in_stretch(rng):
 
 
 def in_checkpoint(rng):
-    on_half(rng.randint(1, 5)) if rng.random() < 0.5 else on_file(rng.randint(1, 20), "checkpoints", "log.jsonl")
+    on_half(rng.randint(1, 5)) if rng.random() < 0.5 else on_file(rng.randint(1, 20), "checkpoints|log.jsonl")
 
 
 def in_evaluation(rng):
@@ -94,7 +94,7 @@ def in_evaluation(rng):
 
 
 def in_results(rng):
-    on_file(rng.randint(1, 12), "/evaluation/", "results.json", "log_likelihoods", "model.weights")
+    on_file(rng.randint(1, 12), "/evaluation/|results.json|log_likelihoods|model.weights")
 
 
 def anywhere(rng):
@@ -106,10 +106,14 @@ def asked(number):
 
 
 def full_disk(rng):
-    """No file may grow beyond some bytes: the kernel refuses the write, as it does where the disk is full."""
-    size = rng.choice([0, 200, 3000])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    os.write(1, b"hit inside\n")
+    """From one write on no file may grow beyond some bytes: the kernel refuses, as it does where the disk is full."""
+    size = rng.choice([0, 100])
+
+    def fill():
+        os.write(1, b"hit inside\n")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    on_file(rng.randint(1, 12), r"partial\.\d+\.\S*(json|jsonl|npz|npy) wb?$", fill)
 
 
 PHASES = {f.__name__: f for f in (in_stretch, in_checkpoint, in_evaluation, in_results, anywhere)}
