@@ -310,14 +310,25 @@ def run_stretch(stretch, inputs, done, variables, bar):
     return done._replace(stretch=done.stretch + 1, total=total, seconds=done.seconds + time.perf_counter() - start), -1
 
 
+def replay(model, x_train, parameters, k, inputs, step):
+    """Bound [batch] and gradients of one step of an epoch by itself, with the samples that the compiled loop drew."""
+    order, _, seed = inputs
+
+    @tf.function(jit_compile=True)  # eager TensorFlow draws other numbers, and so it does for a seed that is a constant
+    def again(seed):
+        x, gradient_seed = serve(tf.constant(x_train), order[step], fold_seed(seed, step), parameters)
+        return gradients(model, objective_of(parameters), x, k, gradient_seed, parameters.backward_samples)
+
+    return again(tf.constant(seed))
+
+
 def not_finite(model, x_train, parameters, epoch, inputs, step):
-    """The error of a step that is not finite: taken again outside XLA from its seed, for what is not finite and where.
+    """The error of a step that is not finite: taken again from its seed, for what is not finite and where.
 
     The model has the weights from before that step.
     """
-    order, rates, seed = inputs
-    x, gradient_seed = serve(tf.constant(x_train), order[step], fold_seed(seed, step), parameters)
-    bound, ascent = gradients(model, objective_of(parameters), x, epoch.k, gradient_seed, parameters.backward_samples)
+    order, rates, _ = inputs
+    bound, ascent = replay(model, x_train, parameters, epoch.k, inputs, step)
     images = order[step][~np.isfinite(bound)]
     layers = [
         variable.path.partition("/")[2]
