@@ -290,14 +290,15 @@ def nll_differences(runs):
     means, errors = differences.mean(axis=1), differences.std(axis=1, ddof=1) / np.sqrt(len(reference))
     caption = f"NLL = −L_k, k = {arrays['k_evaluation']}, {len(reference):,} images. Bars: ± one standard error of the "
     caption += "paired difference over images; another seed would move the runs, too."
-    figure = _figure(f"NLL less that of {first}", caption, 1.2 + 0.42 * len(runs))
+    figure = _figure(f"NLL minus that of {first}", caption, 1.2 + 0.42 * len(runs))
     axes, rows = figure.subplots(), np.arange(len(runs))
     axes.axvline(0, color="0.7")
     axes.errorbar(means, rows, xerr=errors, linestyle="", marker="o", markersize=4, color=PALETTE[0], capsize=3)
     texts = [f"{mean:+.2f} ± {error:.2f}".replace("-", "−") for mean, error in zip(means, errors, strict=True)]
     texts[0] = f"NLL {-reference.mean():.2f}"
     for row, mean, text in zip(rows, means, texts, strict=True):
-        axes.annotate(text, (mean, row), (0, 4), textcoords="offset points", ha="center", fontsize=SMALL)
+        style = {"ha": "center", "fontsize": SMALL, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
+        axes.annotate(text, (mean, row), (0, 5), textcoords="offset points", **style)
     _label(axes, "NLL difference (nats): lower is better", "")
     axes.set_yticks(rows, [textwrap.fill(run.replace("__", "__ "), 36).replace("__ ", "__") for run in runs])
     axes.set_ylim(len(runs) - 0.5, -0.8)
