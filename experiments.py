@@ -40,7 +40,7 @@ class Parameters:
     latent_units: tuple = (50,)  # units of each stochastic layer, nearest the data first
     hidden_units: tuple = ((200, 200),)  # for each stochastic layer: the tanh layers between it and what lies below
     likelihood: str = "bernoulli"  # bernoulli, or gaussian for continuous data
-    schedule: str = "quick"  # quick or paper: passes and learning rates (training.py)
+    schedule: str = "quick"  # quick, hold or paper: passes and learning rates (training.py)
     epochs: int | None = None  # passes over the training images; cuts `paper` short, rescales others; None: all
     batch: int = 20  # images per step
     optimizer: str = "adam"  # adam or muon
@@ -119,7 +119,9 @@ def own_value(objective):
 
 # Names of several runs, the first of which the others are compared with.
 ALL_OBJECTIVES = dict.fromkeys(("iwae", *OBJECTIVES))
-GROUPS = {"estimators": [Parameters(objective=name, k=8, **own_value(name)) for name in ALL_OBJECTIVES]}
+GROUPS = {
+    "estimators": [Parameters(objective=name, k=8, schedule="hold", **own_value(name)) for name in ALL_OBJECTIVES]
+}
 
 SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
 VERSIONS = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # recorded with the results
@@ -288,7 +290,10 @@ def diagnose_run(folder, parameters, data):
     model, x, runs = load_run(folder), evaluation_images(parameters, data), GROUPS["estimators"]
     estimators = {run.objective: objective_of(run) for run in runs}
     arrays = diagnostic_arrays(model, gradients, estimators, TARGETS, x, parameters.batch, EVALUATION_SEED)
-    labels = [run_name((run.objective, Parameters(objective=run.objective, k=run.k)), run) for run in runs]
+    labels = [
+        run_name((run.objective, Parameters(objective=run.objective, k=run.k, schedule=run.schedule)), run)
+        for run in runs
+    ]
     variants = [replace(run, batch=parameters.batch, binarization=parameters.binarization) for run in runs]
     arrays |= {
         "label": np.array([re.sub(r"__([a-z]+)", r" \1 ", label) for label in labels]),

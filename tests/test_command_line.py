@@ -164,7 +164,7 @@ BAD = {
     "latent_units": (UNITS, [(), (0,), (50.0,), (True,), 50, [50], "50", ((50,),), None]),
     "hidden_units": (NESTED, [(200, 200), ((),), ((0,),), ((2.0,),), ((True,),), [[200]], ([200],), 200, None]),
     "likelihood": ("one of bernoulli, gaussian", ["normal", None, 0]),
-    "schedule": ("one of paper, quick", ["slow", None, 3]),
+    "schedule": ("one of paper, quick, hold", ["slow", None, 3]),
     "epochs": (NONE_COUNT, [0, -3, 2.5, True, "3"]),
     "batch": (COUNT, [0, -20, 20.0, True, None]),
     "optimizer": ("one of adam, muon", ["sgd", None, 1]),
@@ -430,10 +430,10 @@ def test_estimators_are_every_objective_under_one_budget():
     """`iwae` is the first, whence the others' difference; nothing but the objective and its own parameter differs."""
     runs = dict(resolve(["estimators"], {"epochs": 2}))
     names, values = list(runs), list(runs.values())
-    assert names[0] == "iwae__k8__epochs2" and "ciwae__beta0.5__k8__epochs2" in names
+    assert names[0] == "iwae__k8__schedulehold__epochs2" and "ciwae__beta0.5__k8__schedulehold__epochs2" in names
     assert [run.objective for run in values[1:]] == [name for name in OBJECTIVES if name != "iwae"]
     own = dict.fromkeys(("objective", "beta", "groups", "alpha"))
-    budget = {"k": 8, "schedule": "quick", "epochs": 2, "latent_units": (50,)}
+    budget = {"k": 8, "schedule": "hold", "epochs": 2, "latent_units": (50,)}
     assert len({replace(run, **own) for run in values}) == 1
     assert {field: getattr(values[0], field) for field in budget} == budget
 
@@ -503,7 +503,7 @@ TRIED = {
     "latent_units": ((1,), (11,), (1, 1)),
     "hidden_units": (((20, 10),), ((20,), (10,)), ((2010,),)),
     "likelihood": ("gaussian",),
-    "schedule": ("paper",),
+    "schedule": ("paper", "hold"),
     "epochs": (1, 2, 12),
     "batch": (1, 2, 12),
     "optimizer": ("muon",),
