@@ -418,7 +418,9 @@ def train(model, x_train, parameters, folder, validation_bound):
     """
     optimizer, progress = build_optimizer(parameters, model), tf.Variable(np.array(Progress()))
     variables = model.variables + optimizer.variables
-    checkpoints = Checkpoints(folder / "checkpoints", model=model, optimizer=optimizer, progress=progress)
+    # As lists of variables: TensorFlow does not see into Keras's lists of layers, so of a model it keeps nothing.
+    state = {"model": model.variables, "optimizer": optimizer.variables, "progress": progress}
+    checkpoints = Checkpoints(folder / "checkpoints", **state)
     checkpoints.restore()
     done = Progress.of(progress)
     log = read_log(folder)[: done.epochs]  # the log may be ahead of the checkpoint that a kill left
