@@ -1,6 +1,7 @@
 """What a trained model is worth: test log-likelihood, active units, and the arrays that its figures show."""
 
 import math
+import time
 
 import numpy as np
 import tensorflow as tf
@@ -8,6 +9,7 @@ from tqdm import tqdm
 
 from losses import effective_sample_size, gather_samples, normalized_weights, resample
 from models import fold_seed, random_uniform, split_seed
+from run_folder import due, whole_file
 
 IMAGES_AT_ONCE = 100
 SAMPLES_AT_ONCE = 50
@@ -20,34 +22,47 @@ GRADIENT_KS = (2, 8, 32, 128)  # at which the gradients are: even, for objective
 REPLICATES = 200  # gradients drawn on one minibatch, an even number
 
 
-def map_images(function, x, seed, size=IMAGES_AT_ONCE, progress=None, checkpoints=None):
+def kept_blocks(path, size, most):
+    """The finished blocks that a killed `map_images` left, at most so many; [] where there are none that fit."""
+    try:
+        with np.load(path) as archive:
+            blocks = archive["blocks"]
+    except Exception:  # a damaged file is found out by zip's checksum, numpy or zipfile, by a dozen kinds of error
+        return []
+    return list(blocks) if blocks.shape[1:2] == (size,) and len(blocks) <= most else []
+
+
+def map_images(function, x, seed, size=IMAGES_AT_ONCE, progress=None, kept=None):
     """Apply a compiled function of (images [size, features], seed [2]) to all of x, block by block.
 
     x: [n, features] floating; no image is dropped: the last block is filled up, and cut again.
     The function returns arrays with the images on their first axis, nested as it likes; so does this one, with n.
-    checkpoints: a `run_folder.Checkpoints` to go on from and to keep finished blocks in, if each is one array.
+    kept: path of an npz file to keep finished blocks in and to go on from, if each is one array.
     Raises TypeError for images that are not floating: see `datasets_download.binarize`.
     """
     if not np.issubdtype(x.dtype, np.floating):
         raise TypeError(
             f"images of type {x.dtype}: floats in [0, 1] wanted, made by datasets_download.binarize or grey"
         )
-    size, blocks = min(size, len(x)), checkpoints.load() if checkpoints else []
+    size, saved = min(size, len(x)), time.monotonic()
+    blocks = kept_blocks(kept, size, math.ceil(len(x) / size)) if kept else []
     ahead = range(len(blocks) * size, len(x), size)
     for first in tqdm(ahead, desc=progress, unit_scale=size, unit="image", disable=progress is None):
         rows = np.minimum(np.arange(first, first + size), len(x) - 1)
         blocks.append(function(tf.constant(x[rows], tf.float32), tf.constant([seed, first])))
-        if checkpoints and checkpoints.due():
-            checkpoints.save(f"{len(blocks):08d}", blocks)
+        if kept and due(saved):
+            with whole_file(kept) as partial:
+                np.savez(partial, blocks=np.stack(blocks))
+            saved = time.monotonic()
     return tf.nest.map_structure(lambda *parts: np.concatenate(parts)[: len(x)], *blocks)
 
 
-def bounds(model, x, k=5000, seed=0, progress=None, checkpoints=None):
+def bounds(model, x, k=5000, seed=0, progress=None, kept=None):
     """L_k and the ELBO of each image from the same k samples, in nats: two arrays [n].
 
     The log-mean-exp streams over chunks of samples (Burda et al. 2016 use L_5000 as log p(x)): memory does not grow
     with k. x: [n, features] as fed to the encoder; seed: an integer; progress: the title of a bar, or None for none;
-    checkpoints: see `map_images`.
+    kept: see `map_images`.
     """
     chunk = min(k, SAMPLES_AT_ONCE)
 
@@ -63,7 +78,7 @@ def bounds(model, x, k=5000, seed=0, progress=None, checkpoints=None):
             total += tf.reduce_sum(tf.where(counted, log_w, 0.0), 0)
         return tf.stack([log_sum - math.log(k), total / k], axis=1)
 
-    return tuple(map_images(block, x, seed, progress=progress, checkpoints=checkpoints).T)
+    return tuple(map_images(block, x, seed, progress=progress, kept=kept).T)
 
 
 def log_likelihood(model, x, k=5000, seed=0, progress=None):

@@ -21,7 +21,7 @@ import numpy as np
 
 from command_line import NOT_IN_NAME, OBJECTIVE_PARAMETERS, OBJECTIVES, fail, parse, problems, quiet_start, run_name
 from datasets_download import DatasetError, binarize, grey, load_dataset
-from run_folder import Checkpoints, check_parameters, digest, lock, read_log, whole_file, write_text
+from run_folder import check_parameters, digest, lock, read_log, whole_file, write_text
 
 
 @dataclass(frozen=True)
@@ -239,9 +239,8 @@ def write_results(folder, parameters, model, x, of):
     """Evaluate a model on images x, going on from what a killed evaluation left. of: what the results are of."""
     from evaluation import active_units, bounds, unit_variances
 
-    checkpoints = Checkpoints(folder / "evaluation" / of["evaluation"])
-    title = f"{folder.name} L_k"
-    log_likelihoods, elbos = bounds(model, x, parameters.k_evaluation, EVALUATION_SEED, title, checkpoints)
+    title, kept = f"{folder.name} L_k", folder / "evaluation" / f"{of['evaluation']}.npz"
+    log_likelihoods, elbos = bounds(model, x, parameters.k_evaluation, EVALUATION_SEED, title, kept)
     log = read_log(folder)
     results = {
         "nll": -float(np.mean(log_likelihoods, dtype=np.float64)),

@@ -1,20 +1,17 @@
-"""A run's folder: each file is there whole or not at all, each state in two generations, one process at a time."""
+"""A run's folder: each file is there whole or not at all, one process at a time."""
 
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 SECONDS_BETWEEN_CHECKPOINTS = 30
-GENERATIONS = 2  # states that are kept: where the newest is damaged there is one before
 
 
 def unwritable(path, reason):
@@ -23,9 +20,26 @@ def unwritable(path, reason):
     return OSError(f"cannot write {path}: {reason}; what was there before stands. Way out: {way_out}")
 
 
+def remove(path):
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path):
+    """Have what is written to a file or a folder on the disk itself."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 @contextlib.contextmanager
 def whole_file(path):
-    """A path to write to, renamed to `path` when the block ends well: a file is there whole or not at all.
+    """A path to write a file or a folder to, renamed to `path` when the block ends well: there whole or not at all.
 
     Raises OSError where it cannot be written; the file before it then stands.
     """
@@ -33,14 +47,14 @@ def whole_file(path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())  # before the name: a power cut leaves the old file or the new one
+        for part in (partial, *partial.rglob("*")):
+            sync(part)  # before the name: a power cut leaves the old file or the new one
         os.replace(partial, path)
     except OSError as error:
         raise unwritable(path, error.strerror or error) from error
     finally:
         with contextlib.suppress(OSError):  # where nothing can be written nothing can be deleted either
-            partial.unlink(missing_ok=True)
+            remove(partial)
 
 
 def write_text(path, text):
@@ -89,8 +103,8 @@ def lock(folder):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sys.exit(f"experiments.py: another process is at work in {folder}: wait for its end, or stop it")
-        for partial in folder.rglob("partial.*"):
-            partial.unlink()
+        for partial in list(folder.rglob("partial.*")):  # a list: none is removed while it is walked through
+            remove(partial)
         yield
 
 
@@ -119,43 +133,6 @@ def digest(*parts):
     return sha.hexdigest()[:16]
 
 
-class Checkpoints:
-    """States of a piece of work, each a list of arrays in <name>-<digest>.npz: the digest tells a damaged file."""
-
-    def __init__(self, folder):
-        self.folder, self.saved = folder, time.monotonic()
-
-    def files(self):
-        """Oldest first: names sort by progress."""
-        return sorted(self.folder.glob("[0-9]*.npz"))
-
-    def due(self):
-        """Whether the last state is old enough for another."""
-        return time.monotonic() - self.saved > SECONDS_BETWEEN_CHECKPOINTS
-
-    def save(self, name, arrays):
-        """Keep a state, and the one before it. name: sorts after those saved before."""
-        file = io.BytesIO()
-        np.savez(file, *arrays)
-        with whole_file(self.folder / f"{name}-{digest(file.getbuffer())}.npz") as partial:
-            partial.write_bytes(file.getbuffer())
-        for old in self.files()[:-GENERATIONS]:
-            old.unlink()
-        self.saved = time.monotonic()
-
-    def load(self):
-        """The newest undamaged state, [] where there is none; damaged ones are told, and put out of the way."""
-        damaged = []
-        for path in reversed(self.files()):
-            data = path.read_bytes()
-            if path.stem.rpartition("-")[2] == digest(data):
-                with np.load(io.BytesIO(data)) as archive:
-                    state = [archive[name] for name in archive.files]
-                break
-            damaged.append(path.rename(path.with_name(f"damaged.{path.name}")))
-        else:
-            state = []
-        if damaged:
-            onward = "going on from the state before" if state else "no other is left: starting from the beginning"
-            print(f"{', '.join(map(str, damaged))}: damaged; {onward}", file=sys.stderr)
-        return state
+def due(saved):
+    """Whether what was saved at that time.monotonic() is old enough to be saved again."""
+    return time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -33,6 +34,7 @@ from experiments import Parameters
 ROOT = Path(training.__file__).resolve().parent
 TINY = "iwae --k 2 --latent_units 3 --hidden_units (8,), --epochs 2 --batch 5 --k_evaluation 60 --ema 0.9"
 TINY = [*TINY.split(), "--snapshot_epochs", "1", "--plot", "false"]
+FILES = ".index", ".data-00000-of-00001"  # of a checkpoint
 
 
 def die(number=signal.SIGKILL, inside=True):
@@ -45,7 +47,8 @@ def on_file(count, pattern, then=die):
     counter = itertools.count(1)
 
     def hook(event, arguments):
-        if event in ("open", "os.rename", "os.remove") and re.search(pattern, f"{arguments[0]} {arguments[1]}"):
+        touched = event in ("open", "os.rename", "os.remove", "shutil.rmtree")
+        if touched and re.search(pattern, f"{arguments[0]} {arguments[1]}"):
             if next(counter) == count:
                 then()
 
@@ -67,17 +70,23 @@ def on_call(module, name, count, seconds, number=signal.SIGKILL):
     setattr(module, name, wrapper)
 
 
-def on_half(count):
-    """Die when half of the count-th checkpoint's bytes are on disk."""
-    write, counter = Path.write_bytes, itertools.count(1)
+def on_write(count, then):
+    """In place of the count-th writing of a checkpoint: then(prefix, write), where write() writes it."""
+    write, counter = tf.train.Checkpoint.write, itertools.count(1)
 
-    def write_bytes(path, data):
-        if next(counter) == count:
-            write(path, bytes(data)[: len(data) // 2])
-            die()
-        return write(path, data)
+    def wrapper(checkpoint, prefix):
+        whole = partial(write, checkpoint, prefix)
+        return then(prefix, whole) if next(counter) == count else whole()
 
-    Path.write_bytes = write_bytes
+    tf.train.Checkpoint.write = wrapper
+
+
+def half(prefix, write):
+    """Die when half of a checkpoint's bytes are on disk."""
+    write()
+    data = Path(f"{prefix}{FILES[1]}")
+    os.truncate(data, data.stat().st_size // 2)
+    die()
 
 
 def in_stretch(rng):
@@ -85,7 +94,10 @@ def in_stretch(rng):
 
 
 def in_checkpoint(rng):
-    on_half(rng.randint(1, 5)) if rng.random() < 0.5 else on_file(rng.randint(1, 20), "checkpoints|log.jsonl")
+    if rng.random() < 0.5:
+        on_write(rng.randint(1, 5), half)
+    else:
+        on_file(rng.randint(1, 40), r"checkpoints|log.jsonl|^state\.")  # by its bare name a file is removed
 
 
 def in_evaluation(rng):
@@ -112,7 +124,10 @@ def full_disk(rng):
         os.write(1, b"hit inside\n")
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    on_file(rng.randint(1, 12), r"partial\.\d+\.\S*(json|jsonl|npz|npy) wb?$", fill)
+    if rng.random() < 0.5:
+        on_write(rng.randint(1, 5), lambda _, write: (fill(), write()))
+    else:
+        on_file(rng.randint(1, 12), r"partial\.\d+\.\S*(json|jsonl|npz|npy) wb?$", fill)
 
 
 PHASES = {f.__name__: f for f in (in_stretch, in_checkpoint, in_evaluation, in_results, anywhere)}
@@ -253,60 +268,116 @@ def test_full_disk_often(start, whole, tmp_path):
 
 
 def state(n):
-    return [np.array([n, 0.5]), np.full((3, 4), n, np.float32), np.int64(n)]
+    values = {"progress": np.array([n, 0.5]), "weights": np.full((3, 4), n, np.float32), "step": np.int64(n)}
+    return {name: tf.Variable(value) for name, value in values.items()}
 
 
 @pytest.fixture
-def checkpoints(tmp_path):
-    """Three states saved, of which two are kept."""
-    kept = run_folder.Checkpoints(tmp_path)
+def newest(tmp_path):
+    """Three states saved, of which two are kept: the folder of the last."""
     for n in (1, 2, 3):
-        kept.save(f"{n:05d}-0", state(n))
-    return kept
+        training.Checkpoints(tmp_path, **state(n)).save(f"{n:05d}-0")
+    return tmp_path / "00003-0"
 
 
-def same(a, b):
-    pairs = zip(a, b, strict=True)
-    return all(np.array_equal(x, y) and x.dtype == np.asarray(y).dtype for x, y in pairs)
+def restored(folder):
+    """Which state the variables of state(0) then hold, each to the last bit; 0 where none was found."""
+    variables = state(0)
+    found = training.Checkpoints(folder, **variables).restore()
+    n = int(variables["step"])
+    assert found == (n > 0)
+    for name, value in state(n).items():
+        np.testing.assert_array_equal(variables[name], value)
+    return n
 
 
-def test_the_newest_of_two_generations(checkpoints, capsys):
-    assert [path.name[:7] for path in checkpoints.files()] == ["00002-0", "00003-0"]
-    assert same(checkpoints.load(), state(3)) and capsys.readouterr().err == ""
-    assert run_folder.Checkpoints(checkpoints.folder / "none").load() == []
+def test_the_newest_of_two_generations(newest, capsys):
+    assert sorted(path.name for path in newest.parent.iterdir()) == ["00002-0", "00003-0"]
+    assert restored(newest.parent) == 3 and capsys.readouterr().err == ""
+    assert restored(newest / "none") == 0
 
 
 DAMAGE = {
     "empty": lambda data: b"",
     "half": lambda data: data[: len(data) // 2],
     "one byte short": lambda data: data[:-1],
-    "one bit": lambda data: data[:200] + bytes([data[200] ^ 1]) + data[201:],
+    "one bit": lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:],
     "zeros": lambda data: bytes(len(data)),
     "something else": lambda data: b"<html>",
+    "something longer": lambda data: b"<html>" * len(data),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_checkpoint_is_told_and_the_one_before_is_used(checkpoints, damage, capsys):
-    before, newest = checkpoints.files()
-    newest.write_bytes(DAMAGE[damage](newest.read_bytes()))
-    assert same(checkpoints.load(), state(2))
-    said = capsys.readouterr().err
-    assert f"damaged.{newest.name}: damaged; going on from the state before\n" in said and said.count("\n") == 1
-    checkpoints.save("00003-0", state(3))  # the damaged one does not count as a generation
-    assert same(checkpoints.load(), state(3)) and before in checkpoints.files()
-    for path in checkpoints.files():
-        path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    assert checkpoints.load() == [] and "starting from the beginning" in capsys.readouterr().err
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", [*DAMAGE, "gone"])
+def test_damaged_checkpoint_is_told_and_the_one_before_is_used(newest, file, damage, capsys):
+    def harm(folder):
+        path = folder / f"state{file}"
+        path.unlink() if damage == "gone" else path.write_bytes(DAMAGE[damage](path.read_bytes()))
+
+    for _ in range(2):
+        harm(newest)
+        assert restored(newest.parent) == 2
+        said = capsys.readouterr().err
+        assert f"damaged.{newest.name}: damaged; going on from the state before\n" in said and said.count("\n") == 1
+        training.Checkpoints(newest.parent, **state(3)).save(newest.name)  # the damaged one is no generation
+        assert restored(newest.parent) == 3 and newest.with_name("00002-0").exists()
+    harm(newest)
+    harm(newest.with_name("00002-0"))
+    assert restored(newest.parent) == 0 and "starting from the beginning" in capsys.readouterr().err
 
 
-def test_any_flipped_bit_is_seen(checkpoints, capsys):
-    _, newest = checkpoints.files()
-    data = newest.read_bytes()
+@pytest.mark.parametrize("file", FILES)
+def test_any_flipped_bit_is_seen(newest, file):
+    """But in what is not read of the index, an empty block and padding at its end: the values are then right."""
+    path = newest / f"state{file}"
+    data = path.read_bytes()
+    unread = range(len(data) - 81, len(data) - 8) if file == ".index" else ()
     for place in range(0, len(data), 7):
-        newest.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
-        assert same(checkpoints.load(), state(2)), place
-        newest.with_name(f"damaged.{newest.name}").unlink()
+        path.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+        if restored(newest.parent) == 2:
+            newest.with_name(f"damaged.{newest.name}").rename(newest)
+        else:
+            assert place in unread and restored(newest.parent) == 3, place
+
+
+def test_checkpoint_on_a_full_disk(tmp_path):
+    """One line, nothing half-written, and the state before stands; with room the same state is saved."""
+    training.Checkpoints(tmp_path, **state(1)).save("00001-0")
+    checkpoints, limits = training.Checkpoints(tmp_path, **state(2)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    words = f"^cannot write {tmp_path}/00002-0: File too large; what was there before stands. Way out: make room"
+    for size in (0, 50):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(OSError, match=words):
+                checkpoints.save("00002-0")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert [path.name for path in tmp_path.iterdir()] == ["00001-0"] and restored(tmp_path) == 1
+    checkpoints.save("00002-0")
+    assert restored(tmp_path) == 2
+
+
+def test_evaluation_goes_on_from_whole_blocks_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    x, kept, seen = np.arange(40, dtype=np.float32).reshape(20, 2), tmp_path / "evaluation" / "key.npz", []
+
+    def double(images, seed):
+        seen.append(int(seed[1]))
+        return 2 * images
+
+    def results(size=6):
+        seen.clear()
+        return evaluation.map_images(double, x, 0, size, kept=kept)
+
+    assert np.array_equal(results(), 2 * x) and seen == [0, 6, 12, 18]
+    data = kept.read_bytes()
+    assert np.array_equal(results(), 2 * x) and seen == []
+    assert np.array_equal(results(size=7), 2 * x) and seen == [0, 7, 14]
+    flipped = [data[:i] + bytes([data[i] ^ 16]) + data[i + 1 :] for i in range(0, len(data), 7)]
+    for damaged in [harm(data) for harm in DAMAGE.values()] + flipped:
+        kept.write_bytes(damaged)
+        assert np.array_equal(results(), 2 * x)
 
 
 def hold(folder, ready):
@@ -327,10 +398,11 @@ def test_second_process_stops_at_once_and_a_dead_one_holds_nothing(tmp_path):
     assert "\n" not in left.value.code
     process.kill()
     process.join()
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "partial.7.00001-0.npz").write_bytes(b"half")
+    (tmp_path / "checkpoints" / "partial.7.00001-0" / "state_temp").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "partial.7.00001-0" / "state_temp" / "partial.part").write_bytes(b"half")
+    (tmp_path / "partial.7.log.jsonl").write_text("half")
     with run_folder.lock(tmp_path):
-        assert not any((tmp_path / "checkpoints").iterdir())
+        assert not any((tmp_path / "checkpoints").iterdir()) and not list(tmp_path.glob("partial.*"))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
