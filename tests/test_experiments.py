@@ -165,7 +165,7 @@ def test_parameters_and_log(iwae):
     assert (parameters["features"], parameters["binarization"], parameters["latent_units"]) == (36, "stochastic", [3])
     log = training.read_log(iwae)
     assert [record["epoch"] for record in log] == [1, 2] and [record["k"] for record in log] == [2, 2]
-    assert [record["learning_rate"] for record in log] == [0.001, 0.0]
+    assert [record["learning_rate"] for record in log] == [0.0005, 0.0]
     for bound in ("bound_train", "bound_validation"):
         assert log[0][bound] < log[1][bound] < 0  # it learns
 

@@ -466,7 +466,7 @@ def spoil_image(model):
 @pytest.mark.parametrize("spoil", [spoil_weights, spoil_gradient, spoil_image])
 def test_step_that_is_not_finite_is_named(small_net, x_small, tmp_path, spoil):
     """With its epoch, step, rate, images and layers; weights and optimizer stay as they were before it."""
-    parameters = replace(Parameters(), batch=10, k=2, epochs=2, binarization="fixed")
+    parameters = replace(Parameters(), batch=10, k=2, schedule="hold", epochs=2, binarization="fixed")
     x = x_small.copy()
     x[x.sum(1) == 12] = 0
     x[17] = 1  # what spoil_image looks for
