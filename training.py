@@ -415,7 +415,7 @@ def not_finite(model, x_train, parameters, epoch, inputs, step):
 def describe(plan, parameters):
     """The training that lies ahead, in words."""
     ks = " then ".join(str(k) for k, _ in itertools.groupby(epoch.k for epoch in plan))
-    return f"{parameters.schedule} schedule, k = {ks}, {len(plan)} epochs"
+    return f"{parameters.schedule} schedule, k = {ks}, {len(plan)} epoch{'s' * (len(plan) > 1)}"
 
 
 def train(model, x_train, parameters, folder, validation_bound):

@@ -562,4 +562,4 @@ def test_program_is_quiet(tiny, tmp_path):
     assert not re.search(command_line.STARTUP_CHATTER, done.stderr + done.stdout)
     noise = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip() and "%|" not in line]
     assert noise == []
-    assert re.search(r"quick schedule, k = 1, 1 epochs: about \d+ \w+ on this machine", done.stdout)
+    assert re.search(r"quick schedule, k = 1, 1 epoch: about \d+ \w+ on this machine", done.stdout)
