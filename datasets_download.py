@@ -47,6 +47,10 @@ class DatasetError(RuntimeError):
     """A data set cannot be had as asked: the message says what, where, what would be legal, the way out."""
 
 
+class Unavailable(DatasetError):
+    """No source has the data."""
+
+
 class Dataset(NamedTuple):
     """Three splits of flattened images; uint8 always means grey 0..255, that is x_mean = x / 255."""
 
@@ -288,7 +292,7 @@ def digest(data: bytes, algorithm: str) -> str:
 def fetch(name: str, by_hand: Path, scratch: Path) -> dict[str, bytes]:
     """Verified bytes of every file from the first source that has them, files placed by hand first.
 
-    Raises DatasetError with every source and why it failed.
+    Raises Unavailable with every source and why it failed.
     """
     recipe, reasons = DATASETS[name], []
     for source in (str(by_hand), *recipe.sources):
@@ -304,7 +308,7 @@ def fetch(name: str, by_hand: Path, scratch: Path) -> dict[str, bytes]:
             reasons.append(f"  {source}: {textwrap.shorten(words, 300)}")
             if source == str(by_hand) and by_hand.exists():
                 print(f"{name}: files placed by hand are not used:\n{reasons[0]}", file=sys.stderr)
-    raise DatasetError(
+    raise Unavailable(
         f"{name} could not be had from any source:\n" + "\n".join(reasons) + "\n"
         f"Way out: put {', '.join(recipe.files)} (plain or .gz) into {by_hand} and run this again."
     )

@@ -297,9 +297,9 @@ def comparison_table(results):
     evaluations = {(r["k_evaluation"], r["split"], r["dataset"], len(r["log_likelihoods"])) for r in results.values()}
     if len(evaluations) > 1:
         raise ValueError(f"runs evaluated in different ways: (k, split, data set, images) = {evaluations}")
-    k, split, _, n = evaluations.pop()
-    title = f"NLL = -L_{k} in nats on {n:,} {split} images, ± standard error over the images; difference: paired, "
-    title += "to the first run, on the same images and the same binarisation draw, ± its standard error."
+    k, split, dataset, n = evaluations.pop()
+    title = f"NLL = -L_{k} in nats on {n:,} {split} images of {dataset}, ± standard error over the images; difference: "
+    title += "paired, to the first run, on the same images and the same binarisation draw, ± its standard error."
     header = ["run", "objective", "k", "NLL", "ELBO", "active units", "NLL difference", "training"]
     rows, first = [], next(iter(results.values()))
     for run, r in results.items():

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from command_line import NOT_IN_NAME, OBJECTIVE_PARAMETERS, OBJECTIVES, fail, parse, problems, quiet_start, run_name
-from datasets_download import DatasetError, binarize, grey, load_dataset
+from datasets_download import DatasetError, Unavailable, binarize, grey, load_dataset
 from run_folder import check_parameters, digest, lock, read_log, whole_file, write_text
 
 
@@ -142,6 +142,10 @@ def runs_called(name):
 def resolve(names, overrides):
     """[(run name, Parameters)] of the runs that the command line asks for, without doubles."""
     names = names or ([overrides["objective"]] if "objective" in overrides else COMPARE)
+    for name in ALIASES.keys() & names if overrides.get("k", 1) != 1 else ():
+        sys.exit(
+            f"experiments.py: {name} --k {overrides['k']}: {name} is {ALIASES[name]} at k = 1 alone: name another run"
+        )
     runs = {}
     for base, parameters in [run for name in names for run in runs_called(name)]:
         parameters = replace(parameters, **overrides)
@@ -169,7 +173,7 @@ def load_data(parameters):
     """The run's data set, or the sample that ships with the project where MNIST cannot be had."""
     try:
         data = load_dataset(parameters.dataset, parameters.datasets_dir, parameters.binarization)
-    except DatasetError as error:
+    except Unavailable as error:
         if parameters.dataset != "mnist":
             raise
         tried = "; ".join(line.strip() for line in str(error).splitlines())
@@ -275,7 +279,7 @@ def plot_run(folder, parameters, data):
     arrays |= {name: np.array(results[name]) for name in ("log_likelihoods", "k_evaluation")}
     with whole_file(folder / "figures" / "arrays.npz") as partial:
         np.savez_compressed(partial, **arrays)
-    draw({folder.name: arrays}, folder / "figures", PLOTS)
+    draw({label_of(folder): arrays}, folder / "figures", PLOTS)
 
 
 def diagnose_run(folder, parameters, data):
@@ -301,7 +305,12 @@ def diagnose_run(folder, parameters, data):
     }
     with whole_file(folder / "figures" / "diagnostics.npz") as partial:
         np.savez_compressed(partial, **arrays)
-    draw({folder.name: arrays}, folder / "figures", DIAGNOSTICS)
+    draw({label_of(folder): arrays}, folder / "figures", DIAGNOSTICS)
+
+
+def label_of(folder):
+    """What a run is called in figures: data set and name."""
+    return f"{folder.parent.name}/{folder.name}"
 
 
 def draw(runs, folder, plots):
@@ -328,7 +337,8 @@ def compare(folders):
     print(f"\n{table}\n")
     for file, plots in (("arrays.npz", COMPARISONS | PLOTS), ("diagnostics.npz", DIAGNOSTICS)):
         if all((folder / "figures" / file).exists() for folder in folders):
-            draw({folder.name: np.load(folder / "figures" / file) for folder in folders}, place / "comparison", plots)
+            runs = {label_of(folder): np.load(folder / "figures" / file) for folder in folders}
+            draw(runs, place / "comparison", plots)
             text += "".join(f"\n![{name}](comparison/{name}.png)\n" for name in plots)
     write_text(place / "comparison.md", text)
     print(f"comparison: {place}/comparison.md")

@@ -26,7 +26,7 @@ from command_line import (
     quiet_start,
     run_name,
 )
-from datasets_download import BINARIZATIONS, DATASETS, Dataset, DatasetError
+from datasets_download import BINARIZATIONS, DATASETS, Dataset, DatasetError, Unavailable
 from experiments import ALIASES, COMPARE, GROUPS, NAMED_RUNS, PAPER, PARAMETERS, Parameters, load_data, resolve
 
 ROOT = Path(experiments.__file__).resolve().parent
@@ -568,7 +568,7 @@ def test_batch_above_the_training_set_is_refused(monkeypatch, tmp_path):
 
 def unreachable(name, datasets_dir=None, binarization=None):
     if name != "mnist_sample":
-        raise DatasetError(f"{name} could not be had from any source:\n  https://a/*: gone\nWay out: put it there.")
+        raise Unavailable(f"{name} could not be had from any source:\n  https://a/*: gone\nWay out: put it there.")
     return tiny_dataset(name)
 
 
@@ -661,3 +661,14 @@ def test_refusal_of_the_program_itself():
     assert done.returncode == 1 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("experiments.py: none.npz: no such file")
+
+
+def test_an_alias_is_refused_where_it_is_none():
+    assert "iwae_l1_k1 is vae_l1_k1 at k = 1 alone" in leaves(resolve, ["iwae_l1_k1"], {"k": 5})
+    assert resolve(["iwae_l1_k1"], {"k": 1}) == resolve(["vae_l1_k1"], {})
+
+
+def test_a_broken_cache_is_not_taken_for_mnist_out_of_reach(tmp_path):
+    (tmp_path / "mnist.npz").write_bytes(b"half")
+    with pytest.raises(DatasetError, match="mnist.npz is not an .npz file"):
+        load_data(replace(BASE, datasets_dir=str(tmp_path)))

@@ -535,7 +535,7 @@ def test_unreachable_mnist_goes_on_with_the_sample(run, tiny, tmp_path, monkeypa
 
     def load(name, datasets_dir=None, binarization=None):
         if name == "mnist":
-            raise datasets_download.DatasetError("mnist could not be had from any source:\n  https://a: gone\nWay out.")
+            raise datasets_download.Unavailable("mnist could not be had from any source:\n  https://a: gone\nWay out.")
         return datasets_download.load_dataset(str(tiny), datasets_dir, binarization)._replace(name=name)
 
     monkeypatch.setattr(experiments, "load_dataset", load)
