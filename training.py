@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import sys
 import time
 from typing import NamedTuple
 
@@ -12,12 +11,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from checkpoints import Checkpoints, tensorflow_writes
 from losses import TwoBounds, build_objective, gather_samples, resample
 from models import fold_seed, random_uniform, split_seed
-from run_folder import due, read_log, remove, stop_asked, unwritable, whole_file, write_text
+from run_folder import read_log, stop_asked, whole_file, write_text
 
 STRETCHES_PER_EPOCH = 5  # entries into Python, for the progress bar, checkpoints and Ctrl-C
-GENERATIONS = 2  # checkpoints that are kept: where the newest is damaged there is one before
 STEPS_TIMED = 20  # for the estimate of a run's time
 
 
@@ -282,81 +281,6 @@ class Progress(NamedTuple):
         """As a variable [4] holds it in checkpoints."""
         epochs, stretch, total, seconds = variable.numpy().tolist()
         return cls(int(epochs), int(stretch), total, seconds)
-
-
-@contextlib.contextmanager
-def tensorflow_writes(path):
-    """While open, TensorFlow's own errors become the one of `path` that cannot be written."""
-    try:
-        yield
-    except tf.errors.OpError as error:  # "{{node}} partial path; File too large [Op:SaveV2]", and maybe more lines
-        reason = error.message.partition("\n")[0].rpartition("; ")[2].partition(" [Op:")[0]
-        raise unwritable(path, reason) from error
-
-
-def verify(prefix):
-    """Read all of a checkpoint, whose blocks and arrays have checksums; raises one of DAMAGE where one is wrong."""
-    reader = tf.train.load_checkpoint(str(prefix))
-    for name in reader.get_variable_to_shape_map():
-        reader.get_tensor(name)
-
-
-DAMAGE = (tf.errors.OpError, IndexError)  # IndexError: the data file is too short
-
-
-class Checkpoints:
-    """The last states of a training, by tf.train.Checkpoint, each in a folder that is there whole or not at all."""
-
-    def __init__(self, folder, **state):
-        self.folder, self.saved, self.checkpoint = folder, time.monotonic(), tf.train.Checkpoint(**state)
-
-    def generations(self):
-        """Oldest first: names sort by progress."""
-        return sorted(self.folder.glob("[0-9]*"))
-
-    def due(self):
-        """Whether the last state is old enough for another."""
-        return due(self.saved)
-
-    def save(self, name):
-        """Keep the state, and the one before it. name: sorts after those saved before."""
-        path = self.folder / name
-        with tensorflow_writes(path), whole_file(path) as partial:
-            self.checkpoint.write(partial / "state")
-        for old in self.generations()[:-GENERATIONS]:
-            remove(old)
-        self.saved = time.monotonic()
-
-    def restore(self):
-        """Take the newest undamaged state; damaged ones are told, and put out of the way. Whether there was one.
-
-        Raises OSError for a state of other variables than these.
-        """
-        found, damaged = None, []
-        for path in reversed(self.generations()):
-            try:
-                verify(path / "state")  # before any variable is changed
-                found = path
-                break
-            except DAMAGE:
-                aside = path.with_name(f"damaged.{path.name}")
-                remove(aside)
-                damaged.append(path.rename(aside))
-        if damaged:
-            onward = "going on from the state before" if found else "no other is left: starting from the beginning"
-            print(f"{', '.join(map(str, damaged))}: damaged; {onward}", file=sys.stderr)
-        if found:
-            self.read(found)
-        return found is not None
-
-    def read(self, path):
-        """Give the variables the values of an undamaged state."""
-        try:
-            self.checkpoint.read(path / "state").assert_consumed()
-        except (AssertionError, ValueError, tf.errors.OpError) as error:  # missing, or of another shape or type
-            tf.get_logger().setLevel("ERROR")  # it would name each variable, twice
-            way_out = "go on with that, or delete the folder"
-            raise OSError(f"{self.folder}: of another version of this program; {way_out}") from error
 
 
 def run_stretch(stretch, inputs, done, variables, bar):

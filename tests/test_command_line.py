@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import experiments
+import runs
 from command_line import (
     LIKELIHOODS,
     NOT_IN_NAME,
@@ -560,7 +561,7 @@ def test_an_edit_of_parameters_makes_a_new_folder(monkeypatch):
 
 
 def test_batch_above_the_training_set_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiments, "load_dataset", lambda *_, **__: tiny_dataset(n=40))
+    monkeypatch.setattr(runs, "load_dataset", lambda *_, **__: tiny_dataset(n=40))
     line = leaves(experiments.main, ["iwae", "--batch", "41", "--results_dir", str(tmp_path)])
     assert line == "experiments.py: batch = 41: tiny has 40 training images" and not any(tmp_path.iterdir())
     assert load_data(replace(BASE, batch=40)).name == "tiny"
@@ -573,7 +574,7 @@ def unreachable(name, datasets_dir=None, binarization=None):
 
 
 def test_unreachable_mnist_goes_on_with_the_sample_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "load_dataset", unreachable)
+    monkeypatch.setattr(runs, "load_dataset", unreachable)
     assert load_data(BASE).name == "mnist_sample"
     (line,) = capsys.readouterr().err.splitlines()
     for words in ("mnist could not be had", "https://a/*: gone", "Way out", "mnist_sample", "cannot be compared"):
@@ -582,7 +583,7 @@ def test_unreachable_mnist_goes_on_with_the_sample_in_one_line(monkeypatch, caps
 
 @pytest.mark.parametrize("dataset", [name for name in DATASETS if name not in ("mnist", "mnist_sample")])
 def test_other_unreachable_data_are_refused(dataset, monkeypatch):
-    monkeypatch.setattr(experiments, "load_dataset", unreachable)
+    monkeypatch.setattr(runs, "load_dataset", unreachable)
     with pytest.raises(DatasetError, match=f"{dataset} could not be had"):
         load_data(replace(BASE, dataset=dataset))
 

@@ -14,12 +14,14 @@ import tensorflow as tf
 
 import command_line
 import datasets_download
-import evaluation
+import diagnostics
 import experiments
 import losses
 import models
 import run_folder
+import runs
 import training
+from checkpoints import Checkpoints
 from evaluation import bounds, log_likelihood
 from models import load_run
 from plotting import COMPARISONS, DIAGNOSTICS, PLOTS
@@ -194,21 +196,21 @@ def test_both_runs_saw_the_same_test_draw(comparison):
 
 def test_draw_does_not_know_the_runs_seed(tiny):
     data = datasets_download.load_dataset(str(tiny))
-    draws = [experiments.evaluation_images(experiments.Parameters(seed=seed), data) for seed in (0, 1)]
+    draws = [runs.evaluation_images(experiments.Parameters(seed=seed), data) for seed in (0, 1)]
     assert np.array_equal(*draws)
-    assert np.array_equal(draws[0], datasets_download.binarize(data.x_test, "stochastic", experiments.EVALUATION_SEED))
+    assert np.array_equal(draws[0], datasets_download.binarize(data.x_test, "stochastic", runs.EVALUATION_SEED))
 
 
 def test_load_run_gives_the_model_back(iwae, tiny):
     data = datasets_download.load_dataset(str(tiny))
     model = load_run(iwae)
-    x = datasets_download.binarize(data.x_test, data.binarization, experiments.EVALUATION_SEED)
+    x = datasets_download.binarize(data.x_test, data.binarization, runs.EVALUATION_SEED)
     assert model.encode(x).mean().shape == (30, 3)
     for pixels, n in ((model.reconstruct(x), 30), (model.sample(4, (0, 1)), 4)):
         assert pixels.shape == (n, 36) and np.all((pixels > 0) & (pixels < 1))
-    again = log_likelihood(model, x, k=3, seed=experiments.EVALUATION_SEED)
+    again = log_likelihood(model, x, k=3, seed=runs.EVALUATION_SEED)
     np.testing.assert_allclose(again, np.load(iwae / "log_likelihoods.npy"), rtol=1e-5)
-    assert results_of(iwae)["elbo"] == pytest.approx(bounds(model, x, 3, experiments.EVALUATION_SEED)[1].mean(), 1e-5)
+    assert results_of(iwae)["elbo"] == pytest.approx(bounds(model, x, 3, runs.EVALUATION_SEED)[1].mean(), 1e-5)
     other = log_likelihood(model, x, k=3, seed=1)
     assert not np.allclose(other, again, rtol=1e-5)
 
@@ -354,14 +356,14 @@ def stop_in_epoch_2(monkeypatch):
 
 
 def die_between_log_and_checkpoint(monkeypatch):
-    save = training.Checkpoints.save
+    save = Checkpoints.save
 
     def save_once(checkpoints, name):
         if name == "00002-0":
             raise KeyboardInterrupt
         return save(checkpoints, name)
 
-    monkeypatch.setattr(training.Checkpoints, "save", save_once)
+    monkeypatch.setattr(Checkpoints, "save", save_once)
     return KeyboardInterrupt
 
 
@@ -430,7 +432,7 @@ def test_diagnose_alone(run, alone, monkeypatch, uncompiled):
     ]
     monkeypatch.setitem(experiments.GROUPS, "estimators", estimators)
     for name, value in {"WEIGHT_KS": (1, 2), "GRADIENT_KS": (2,), "REPLICATES": 2}.items():
-        monkeypatch.setattr(evaluation, name, value)
+        monkeypatch.setattr(diagnostics, name, value)
     monkeypatch.setattr(training, "STEPS_TIMED", 1)
     before = contents(alone)
     run(alone.parents[1], "iwae", "--train", "false", "--evaluate", "false", *NO_PLOT, "--diagnose", "true")
@@ -538,7 +540,7 @@ def test_unreachable_mnist_goes_on_with_the_sample(run, tiny, tmp_path, monkeypa
             raise datasets_download.Unavailable("mnist could not be had from any source:\n  https://a: gone\nWay out.")
         return datasets_download.load_dataset(str(tiny), datasets_dir, binarization)._replace(name=name)
 
-    monkeypatch.setattr(experiments, "load_dataset", load)
+    monkeypatch.setattr(runs, "load_dataset", load)
     folders = run(tmp_path, "--dataset", "mnist", "--epochs", "1", "vae", "iwae", *NO_PLOT)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "Going on" in line]
     for words in ("mnist could not be had", "https://a: gone", "mnist_sample", "cannot be compared"):

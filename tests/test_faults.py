@@ -29,6 +29,7 @@ import tensorflow as tf
 import evaluation
 import run_folder
 import training
+from checkpoints import Checkpoints
 from experiments import Parameters
 
 ROOT = Path(training.__file__).resolve().parent
@@ -276,14 +277,14 @@ def state(n):
 def newest(tmp_path):
     """Three states saved, of which two are kept: the folder of the last."""
     for n in (1, 2, 3):
-        training.Checkpoints(tmp_path, **state(n)).save(f"{n:05d}-0")
+        Checkpoints(tmp_path, **state(n)).save(f"{n:05d}-0")
     return tmp_path / "00003-0"
 
 
 def restored(folder):
     """Which state the variables of state(0) then hold, each to the last bit; 0 where none was found."""
     variables = state(0)
-    found = training.Checkpoints(folder, **variables).restore()
+    found = Checkpoints(folder, **variables).restore()
     n = int(variables["step"])
     assert found == (n > 0)
     for name, value in state(n).items():
@@ -320,7 +321,7 @@ def test_damaged_checkpoint_is_told_and_the_one_before_is_used(newest, file, dam
         assert restored(newest.parent) == 2
         said = capsys.readouterr().err
         assert f"damaged.{newest.name}: damaged; going on from the state before\n" in said and said.count("\n") == 1
-        training.Checkpoints(newest.parent, **state(3)).save(newest.name)  # the damaged one is no generation
+        Checkpoints(newest.parent, **state(3)).save(newest.name)  # the damaged one is no generation
         assert restored(newest.parent) == 3 and newest.with_name("00002-0").exists()
     harm(newest)
     harm(newest.with_name("00002-0"))
@@ -343,8 +344,8 @@ def test_any_flipped_bit_is_seen(newest, file):
 
 def test_checkpoint_on_a_full_disk(tmp_path):
     """One line, nothing half-written, and the state before stands; with room the same state is saved."""
-    training.Checkpoints(tmp_path, **state(1)).save("00001-0")
-    checkpoints, limits = training.Checkpoints(tmp_path, **state(2)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    Checkpoints(tmp_path, **state(1)).save("00001-0")
+    checkpoints, limits = Checkpoints(tmp_path, **state(2)), resource.getrlimit(resource.RLIMIT_FSIZE)
     words = f"^cannot write {tmp_path}/00002-0: File too large; what was there before stands. Way out: make room"
     for size in (0, 50):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))

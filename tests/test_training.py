@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import training
+from checkpoints import Checkpoints
 from command_line import PAPER_EPOCHS
 from experiments import Parameters
 from training import plan_epochs, stages_of
@@ -196,9 +197,9 @@ def test_checkpoints_of_another_version_are_refused(small_net, tmp_path, other, 
     states = [ours | {"model": small_net().variables}]
     states.append(ours | {"model": small_net(other.pop("layers", 1)).variables} | other)
     saved, wanted = states if newer else reversed(states)
-    training.Checkpoints(tmp_path, **saved).save("00001-0")
+    Checkpoints(tmp_path, **saved).save("00001-0")
     with pytest.raises(OSError, match="of another version of this program"):
-        training.Checkpoints(tmp_path, **wanted).restore()
+        Checkpoints(tmp_path, **wanted).restore()
     assert [path.name for path in tmp_path.iterdir()] == ["00001-0"]
     gc.collect()  # TensorFlow says what it has to say when its objects go
     assert capfd.readouterr().err == ""

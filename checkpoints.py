@@ -1,0 +1,86 @@
+"""The states of a training on disk, by tf.train.Checkpoint: whole, verified, the last two."""
+
+import contextlib
+import sys
+import time
+
+import tensorflow as tf
+
+from run_folder import due, remove, unwritable, whole_file
+
+GENERATIONS = 2  # checkpoints that are kept: where the newest is damaged there is one before
+
+
+@contextlib.contextmanager
+def tensorflow_writes(path):
+    """While open, TensorFlow's own errors become the one of `path` that cannot be written."""
+    try:
+        yield
+    except tf.errors.OpError as error:  # "{{node}} partial path; File too large [Op:SaveV2]", and maybe more lines
+        reason = error.message.partition("\n")[0].rpartition("; ")[2].partition(" [Op:")[0]
+        raise unwritable(path, reason) from error
+
+
+def verify(prefix):
+    """Read all of a checkpoint, whose blocks and arrays have checksums; raises one of DAMAGE where one is wrong."""
+    reader = tf.train.load_checkpoint(str(prefix))
+    for name in reader.get_variable_to_shape_map():
+        reader.get_tensor(name)
+
+
+DAMAGE = (tf.errors.OpError, IndexError)  # IndexError: the data file is too short
+
+
+class Checkpoints:
+    """The last states of a training, by tf.train.Checkpoint, each in a folder that is there whole or not at all."""
+
+    def __init__(self, folder, **state):
+        self.folder, self.saved, self.checkpoint = folder, time.monotonic(), tf.train.Checkpoint(**state)
+
+    def generations(self):
+        """Oldest first: names sort by progress."""
+        return sorted(self.folder.glob("[0-9]*"))
+
+    def due(self):
+        """Whether the last state is old enough for another."""
+        return due(self.saved)
+
+    def save(self, name):
+        """Keep the state, and the one before it. name: sorts after those saved before."""
+        path = self.folder / name
+        with tensorflow_writes(path), whole_file(path) as partial:
+            self.checkpoint.write(partial / "state")
+        for old in self.generations()[:-GENERATIONS]:
+            remove(old)
+        self.saved = time.monotonic()
+
+    def restore(self):
+        """Take the newest undamaged state; damaged ones are told, and put out of the way. Whether there was one.
+
+        Raises OSError for a state of other variables than these.
+        """
+        found, damaged = None, []
+        for path in reversed(self.generations()):
+            try:
+                verify(path / "state")  # before any variable is changed
+                found = path
+                break
+            except DAMAGE:
+                aside = path.with_name(f"damaged.{path.name}")
+                remove(aside)
+                damaged.append(path.rename(aside))
+        if damaged:
+            onward = "going on from the state before" if found else "no other is left: starting from the beginning"
+            print(f"{', '.join(map(str, damaged))}: damaged; {onward}", file=sys.stderr)
+        if found:
+            self.read(found)
+        return found is not None
+
+    def read(self, path):
+        """Give the variables the values of an undamaged state."""
+        try:
+            self.checkpoint.read(path / "state").assert_consumed()
+        except (AssertionError, ValueError, tf.errors.OpError) as error:  # missing, or of another shape or type
+            tf.get_logger().setLevel("ERROR")  # it would name each variable, twice
+            way_out = "go on with that, or delete the folder"
+            raise OSError(f"{self.folder}: of another version of this program; {way_out}") from error
