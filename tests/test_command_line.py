@@ -481,7 +481,7 @@ def test_folder(arguments, folder, tmp_path):
     names, overrides, _ = parsed(*arguments.split())
     ((name, parameters),) = resolve(names, overrides)
     parameters = replace(parameters, results_dir=str(tmp_path))
-    found = experiments.open_folder(name, parameters, tiny_dataset())
+    found = experiments.open_run(name, parameters, tiny_dataset()).folder
     folder = folder or "vae_l1_k1__latent_units100-50__hidden_units200-200_100__seed0"
     assert found == tmp_path / "tiny" / folder
     assert not (tmp_path / "tiny").exists()  # asking for a folder makes none
