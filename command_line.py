@@ -177,3 +177,11 @@ def quiet_start():
             caught.seek(0)
             lines = caught.read().decode(errors="replace").splitlines(keepends=True)
             sys.stderr.writelines(line for line in lines if not re.search(STARTUP_CHATTER, line))
+
+
+def start_tensorflow():
+    """Import TensorFlow, by `quiet_start`."""
+    with quiet_start():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()

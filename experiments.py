@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 
-from command_line import EVALUATION, OBJECTIVE_PARAMETERS, OBJECTIVES, fail, parse, problems, quiet_start, run_name
+from command_line import EVALUATION, OBJECTIVE_PARAMETERS, OBJECTIVES, fail, parse, problems, run_name, start_tensorflow
 from datasets_download import DatasetError
 from run_folder import lock
 from runs import compare, diagnose_run, evaluate_run, load_data, open_run, plot_run, train_run
@@ -181,10 +181,7 @@ def main(arguments=None):
 
 def perform(runs):
     """Train, evaluate, plot and compare runs, as far as each asks for it."""
-    with quiet_start():
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()
+    start_tensorflow()
     for run in runs:
         for wanted, do in (
             (run.parameters.train, train_run),

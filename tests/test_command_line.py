@@ -420,6 +420,8 @@ def test_at_one_sample_both_names_are_one_run(alias, name):
 def test_doubles_run_once_and_order_is_kept():
     assert [name for name, _ in resolve(["iwae_l1_k5", "vae_l1_k5", "iwae_l1_k5"], {})] == ["iwae_l1_k5", "vae_l1_k5"]
     assert [name for name, _ in resolve(["iwae", "iwae"], {})] == ["iwae"]
+    assert [name for name, _ in resolve(["iwae", "vae"], {"objective": "stl"})] == ["stl"]
+    assert len({run_name(("run", BASE), replace(BASE, clip_norm=limit)) for limit in (1, 1.0)}) == 1
 
 
 def test_objective_alone_is_one_run():

@@ -216,6 +216,18 @@ def test_load_run_gives_the_model_back(iwae, tiny):
     assert not np.allclose(other, again, rtol=1e-5)
 
 
+def test_the_readmes_example(iwae, tiny, capsys):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    for there, here in (("results/mnist/iwae__seed0", iwae), ('"mnist"', repr(str(tiny)))):
+        assert there in code
+        code = code.replace(there, str(here))
+    found = {}
+    exec(code, found)
+    assert found["images"].shape == (30, 36) and found["samples"].shape == (16, 36)
+    mean, shape = re.fullmatch(r"(\S+) (\(.*\))\n", capsys.readouterr().out).groups()
+    assert float(mean) < 0 and shape == "(30, 3)"
+
+
 def test_second_call_trains_nothing(run, comparison, iwae, monkeypatch, capsys):
     """Nor does it write a model or a checkpoint; evaluated again, the results are the same."""
     before, results = contents(comparison), results_of(iwae)
