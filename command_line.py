@@ -21,6 +21,7 @@ PAPER_EPOCHS = 3280
 OPTIMIZERS = ("adam", "muon")
 LIKELIHOODS = ("bernoulli", "gaussian")
 SPLITS = ("train", "validation", "test")
+FLOAT32 = {"low": 2.0**-126, "below": 2.0**128}  # normal positive numbers of 32 bits: any other is 0 there, or infinite
 SWITCHES = ("train", "evaluate", "plot", "diagnose")
 NAMES = {"dataset": tuple(DATASETS), "binarization": BINARIZATIONS, "objective": OBJECTIVES, "schedule": SCHEDULES}
 NAMES |= {"optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "split": SPLITS}
@@ -45,6 +46,7 @@ def problems(p):
     """Everything that is wrong with a run's values, a line each with the legal ones; an empty list if nothing is."""
     nested = isinstance(p.hidden_units, tuple) and all(is_counts(units, 1) for units in p.hidden_units)
     decay, count = "a number in [0, 1)", "an integer of 1 or more"
+    positive = "a number above 0 that 32 bits hold: from 1.18e-38 to 3.40e+38"
     known_data = isinstance(p.dataset, str) and (p.dataset in DATASETS or p.dataset.endswith(".npz"))
     rules = [
         ("dataset", known_data, f"one of {', '.join(DATASETS)}, or the path of a .npz file"),
@@ -62,8 +64,8 @@ def problems(p):
         ("batch", is_number(p.batch, int, 1), count),
         ("optimizer", p.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
         *[(name, is_number(getattr(p, name), below=1), decay) for name in ("beta_1", "beta_2", "momentum", "ema")],
-        ("clip_norm", p.clip_norm is None or is_number(p.clip_norm) and p.clip_norm > 0, "None or a number above 0"),
-        ("epsilon", is_number(p.epsilon) and p.epsilon > 0, "a number above 0"),
+        ("clip_norm", p.clip_norm is None or is_number(p.clip_norm, **FLOAT32), f"None or {positive}"),
+        ("epsilon", is_number(p.epsilon, **FLOAT32), positive),
         ("backward_samples", p.backward_samples is None or is_number(p.backward_samples, int, 1), f"None or {count}"),
         ("snapshot_epochs", is_counts(p.snapshot_epochs), "a tuple of positive integers, such as (1, 16, 30)"),
         ("seed", is_number(p.seed, int, below=2**31), "an integer from 0 to 2147483647"),

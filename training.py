@@ -94,6 +94,17 @@ def build_optimizer(parameters, model):
     return optimizer
 
 
+def values_of(variables):
+    """The arrays that variables hold."""
+    return [variable.numpy() for variable in variables]
+
+
+def assign(variables, values):
+    """Give variables these values."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
 @contextlib.contextmanager
 def averaged_weights(model, optimizer):
     """While open, the model has the averaged weights, if the optimizer keeps them."""
@@ -101,11 +112,10 @@ def averaged_weights(model, optimizer):
     if not optimizer.use_ema:
         yield
         return
-    current = [variable.numpy() for variable in variables]
+    current = values_of(variables)
     optimizer.finalize_variable_values(variables)
     yield
-    for variable, value in zip(variables, current, strict=True):
-        variable.assign(value)
+    assign(variables, current)
 
 
 def gradients(model, objective, x, k, seed, backward_samples=None):
@@ -170,11 +180,11 @@ def compile_stretches(model, optimizer, x_train, parameters, plan):
 
 
 def compile_stretch(model, optimizer, images, parameters, k):
-    """One XLA program that takes the steps first .. last - 1 of an epoch, and stops after one that is not finite.
+    """One XLA program that takes the steps first .. last - 1 of an epoch, and stops after a bound that is not finite.
 
     images: [n, features] tensor, uint8 or float32 in [0, 1], binarised as it is served.
     Called as stretch(order [steps, batch], rates [steps], seed [2] of the epoch, first, last); returns the sum of the
-    steps' mean bounds, and the first step whose bound or gradient is not finite, -1 if there is none.
+    steps' mean bounds. To test gradients as well would cost a fifth: see `run_stretch`.
     """
     objective = objective_of(parameters)
     variables = model.phi + model.theta
@@ -183,21 +193,17 @@ def compile_stretch(model, optimizer, images, parameters, k):
 
     @tf.function(jit_compile=True, input_signature=[tf.TensorSpec(*spec) for spec in signature + signature[-1:]])
     def stretch(order, rates, seed, first, last):
-        step, total, bad = first, 0.0, -1
-        while step < last and bad < 0:
+        step, total = first, 0.0
+        while step < last and tf.math.is_finite(total):
             x, gradient_seed = serve(images, order[step], fold_seed(seed, step), parameters)
             bound, ascent = gradients(model, objective, x, k, gradient_seed, parameters.backward_samples)
-            # What is not finite in a kernel's gradient is not in its bias's: to test kernels would cost a fifth.
-            small = [gradient for gradient in ascent if gradient.shape.rank < 2]
-            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(values)) for values in (bound, *small)])
-            bad = tf.where(finite, -1, step)
             if parameters.clip_norm:
                 ascent, _ = tf.clip_by_global_norm(ascent, parameters.clip_norm)
             optimizer.learning_rate.assign(rates[step])
             optimizer.apply_gradients([(-gradient, v) for gradient, v in zip(ascent, variables, strict=True)])
             total += tf.reduce_mean(bound)
             step += 1
-        return total, bad
+        return total
 
     return stretch
 
@@ -226,17 +232,16 @@ def epoch_inputs(epoch, n, parameters):
 
 def estimate_seconds(stretches, plan, n, parameters, variables):
     """Seconds that the epochs of `plan` will take: some steps of each compiled stretch are timed, and undone."""
-    before = [variable.numpy() for variable in variables]
+    before = values_of(variables)
     inputs = epoch_inputs(plan[0], n, parameters)
     steps = len(inputs[1])
     seconds = {}
     for k, stretch in stretches.items():
-        stretch(*inputs, 0, 1)[0].numpy()  # compiles
+        stretch(*inputs, 0, 1).numpy()  # compiles
         start = time.perf_counter()
-        stretch(*inputs, 0, min(steps, STEPS_TIMED))[0].numpy()
+        stretch(*inputs, 0, min(steps, STEPS_TIMED)).numpy()
         seconds[k] = (time.perf_counter() - start) / min(steps, STEPS_TIMED) * steps
-    for variable, value in zip(variables, before, strict=True):
-        variable.assign(value)
+    assign(variables, before)
     return sum(seconds[epoch.k] for epoch in plan)
 
 
@@ -284,23 +289,43 @@ class Progress(NamedTuple):
 
 
 def run_stretch(stretch, inputs, done, variables, bar):
-    """Take the next stretch of an epoch; returns the progress then, and the first step that is not finite, or -1.
+    """Take the next stretch of an epoch; returns the progress then, and the first step that is not finite, or None.
 
-    The variables are left as they were before that step.
+    That is the step whose bound is not, or whose update leaves a weight or a variable of the optimizer that is not;
+    the variables are then as they were before it.
     """
-    start, before = time.perf_counter(), [variable.numpy() for variable in variables]
+    start, before = time.perf_counter(), values_of(variables)
     edges = np.linspace(0, len(inputs[1]), STRETCHES_PER_EPOCH + 1, dtype=np.int32)
     first, last = edges[done.stretch : done.stretch + 2]
-    total, bad = stretch(*inputs, first, last)
-    if bad >= 0:
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
-        stretch(*inputs, first, bad)  # to hold the step back inside the loop would cost a twentieth
-        return done, int(bad)
-    total = done.total + float(total)
+    total = float(stretch(*inputs, first, last))
+    if not all_finite(total, variables):
+        return done, bad_step(stretch, inputs, first, last, variables, before)
+    total += done.total
     bar.update(last - first)
     bar.set_postfix(bound=f"{total / last:.2f}", refresh=False)
-    return done._replace(stretch=done.stretch + 1, total=total, seconds=done.seconds + time.perf_counter() - start), -1
+    seconds = done.seconds + time.perf_counter() - start
+    return done._replace(stretch=done.stretch + 1, total=total, seconds=seconds), None
+
+
+def all_finite(total, variables):
+    """Whether a sum of bounds and every value of the variables is finite."""
+    return np.isfinite(total) and all(np.isfinite(variable.numpy()).all() for variable in variables)
+
+
+def bad_step(stretch, inputs, first, last, variables, before):
+    """The first step in first .. last - 1 that is not finite, by bisection: what is not finite stays so.
+
+    before: values of the variables at `first`, where they are still finite; they are left as they were at that step.
+    """
+    while last - first > 1:
+        middle = (first + last) // 2
+        assign(variables, before)
+        if all_finite(float(stretch(*inputs, first, middle)), variables):
+            first, before = middle, values_of(variables)
+        else:
+            last = middle
+    assign(variables, before)
+    return int(first)
 
 
 def replay(model, x_train, parameters, k, inputs, step):
@@ -316,10 +341,7 @@ def replay(model, x_train, parameters, k, inputs, step):
 
 
 def not_finite(model, x_train, parameters, epoch, inputs, step):
-    """The error of a step that is not finite: taken again from its seed, for what is not finite and where.
-
-    The model has the weights from before that step.
-    """
+    """The error of a step of `bad_step`: taken again from its seed, for what is not finite and where."""
     order, rates, _ = inputs
     bound, ascent = replay(model, x_train, parameters, epoch.k, inputs, step)
     images = order[step][~np.isfinite(bound)]
@@ -328,10 +350,13 @@ def not_finite(model, x_train, parameters, epoch, inputs, step):
         for variable, gradient in zip(model.phi + model.theta, ascent, strict=True)
         if not np.isfinite(gradient).all()
     ]
+    if not layers:
+        largest = max(np.abs(gradient).max() for gradient in ascent)
+        layers = [f"no layer, but its largest value, {largest:.1e}, overflows the optimizer or clip_norm"]
     return FloatingPointError(
         f"not finite in epoch {epoch.number}, step {step}, learning rate {rates[step]:.3g}: "
         f"the bound of training images {images.tolist() or 'none'} of {order[step].tolist()}; "
-        f"the gradient of {', '.join(layers) or 'no layer'}. The last checkpoint stands; nothing after it is saved. "
+        f"the gradient of {', '.join(layers)}. The last checkpoint stands; nothing after it is saved. "
         "Way out: --clip_norm 10, a lower learning rate (schedule), another seed, or another likelihood"
     )
 
@@ -380,7 +405,7 @@ def train(model, x_train, parameters, folder, validation_bound):
             inputs = epoch_inputs(epoch, len(x_train), parameters)
             for _ in range(done.stretch, STRETCHES_PER_EPOCH):
                 done, bad = run_stretch(stretches[epoch.k], inputs, done, variables, bar)
-                if bad >= 0:
+                if bad is not None:
                     raise not_finite(model, x_train, parameters, epoch, inputs, bad)
                 if done.stretch == STRETCHES_PER_EPOCH:
                     with averaged_weights(model, optimizer):

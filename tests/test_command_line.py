@@ -150,6 +150,7 @@ def test_fail_names_nothing_where_nothing_is_near():
 
 COUNT = "an integer of 1 or more"
 DECAY = "a number in [0, 1)"
+POSITIVE = "a number above 0"
 NONE_COUNT = "None or an integer of 1 or more"
 UNITS = "a tuple of positive integers, such as"
 NESTED = "a tuple of tuples of positive integers, such as ((200, 200), (100, 100))"
@@ -173,8 +174,8 @@ BAD = {
     "beta_2": (DECAY, [1, 2.0, -0.1, False, "0.9", None, NAN]),
     "momentum": (DECAY, [1, 1.5, -0.1, True, "0.9", None, NAN]),
     "ema": (DECAY, [1, 1.0, -0.1, True, "0.9", None, NAN]),
-    "epsilon": ("a number above 0", [0, 0.0, -1e-4, True, "1e-4", None, NAN, INF]),
-    "clip_norm": ("None or a number above 0", [0, -1.0, True, "1", NAN, INF]),
+    "epsilon": (POSITIVE, [0, 0.0, -1e-4, True, "1e-4", None, NAN, INF, 1e-60, 1e60]),
+    "clip_norm": (f"None or {POSITIVE}", [0, -1.0, True, "1", NAN, INF, 1e-60, 1e60]),
     "backward_samples": (NONE_COUNT, [0, -1, 1.5, True, "2"]),
     "snapshot_epochs": (UNITS, [(0,), (1.5,), (True,), 3, [3], None]),
     "seed": ("an integer from 0 to 2147483647", [-1, 2**31, 1.0, True, "1", None]),
@@ -195,8 +196,8 @@ EDGES = {
     "batch": [1],
     "beta_1": [0, 0.0, 0.999999],
     "ema": [0, 0.5],
-    "epsilon": [1e-300, 1, 5.0],
-    "clip_norm": [None, 1e-300, 1, 5.0],
+    "epsilon": [1e-37, 1, 5.0],
+    "clip_norm": [None, 1e-37, 1, 5.0],
     "backward_samples": [None, 1, 4],
     "snapshot_epochs": [(), (1,), (3, 2)],
     "seed": [0, 2**31 - 1],

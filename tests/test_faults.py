@@ -464,27 +464,50 @@ def spoil_image(model):
     model.log_joint = lambda x, z: log_joint(x, z) + tf.where(tf.reduce_sum(x, -1) == 12, np.nan, 0.0)
 
 
-@pytest.mark.parametrize("spoil", [spoil_weights, spoil_gradient, spoil_image])
-def test_step_that_is_not_finite_is_named(small_net, x_small, tmp_path, spoil):
-    """With its epoch, step, rate, images and layers; weights and optimizer stay as they were before it."""
-    parameters = replace(Parameters(), batch=10, k=2, schedule="hold", epochs=2, binarization="fixed")
-    x = x_small.copy()
+def spoil_update(model):
+    """A gradient that is finite, but not its square: bounds are finite for ever, and other variables too for a step."""
+    bias, log_joint = model.decoder[0].head.bias, model.log_joint
+    huge = lambda: 1e30 * (bias[0] - tf.stop_gradient(bias[0]))  # noqa: E731
+    model.log_joint = lambda x, z: log_joint(x, z) + tf.where(tf.reduce_sum(x, -1) == 12, huge(), 0.0)
+
+
+SPOILT = {  # what is spoilt: whether by image 17 alone, what is said of layers
+    spoil_weights: (False, "gaussian_layer"),
+    spoil_gradient: (False, "data_layer"),
+    spoil_image: (True, "gaussian_layer"),
+    spoil_update: (True, r"no layer, but its largest value, \d\.\de\+\d\d, overflows the optimizer or clip_norm"),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("spoil, clip_norm", [*[(spoil, None) for spoil in SPOILT], (spoil_update, 10)])
+def test_bad_step_is_named(small_net, x_small, tmp_path, monkeypatch, request, spoil, clip_norm, compiled):
+    """With its epoch, step, rate, images and layers; weights and optimizer, here and on disk, are those before it."""
+    if not compiled:
+        request.getfixturevalue("uncompiled")
+    monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    parameters = replace(Parameters(), batch=5, k=2, schedule="hold", epochs=2, binarization="fixed")
+    parameters, x, model = replace(parameters, clip_norm=clip_norm), x_small.copy(), small_net(layers=2)
     x[x.sum(1) == 12] = 0
     x[17] = 1  # what spoil_image looks for
-    model = small_net(layers=2)
     spoil(model)
-    plan = training.plan_epochs(parameters)
-    order = training.epoch_inputs(plan[0], 60, parameters)[0]
-    bad = int(np.argwhere(order == 17)[0, 0]) if spoil is spoil_image else 0
+    order = training.epoch_inputs(training.plan_epochs(parameters)[0], 60, parameters)[0]
+    by_image, layers = SPOILT[spoil]
+    bad = int(np.argwhere(order == 17)[0, 0]) if by_image else 0
     with pytest.raises(FloatingPointError) as error:
         training.train(model, x, parameters, tmp_path, lambda: 0.0)
     said = str(error.value)
     assert f"not finite in epoch 1, step {bad}, learning rate 0.001:" in said and "--clip_norm" in said
-    images = {spoil_image: "[17]", spoil_weights: str(order[0].tolist()), spoil_gradient: "none"}[spoil]
+    images = {spoil_image: "[17]", spoil_weights: str(order[0].tolist())}.get(spoil, "none")
     assert f"the bound of training images {images} of {order[bad].tolist()};" in said
-    assert "gradient of " + ("data_layer" if spoil is spoil_gradient else "gaussian_layer") in said
-    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "log.jsonl").exists()
+    assert re.search(f"gradient of {layers}", said)
     assert all(np.isfinite(v.numpy()).all() for v in model.variables if spoil is not spoil_weights)
+    saved = list(tmp_path.glob("checkpoints/*"))
+    assert len(saved) == min(2, bad * training.STRETCHES_PER_EPOCH // len(order))
+    for path in saved:
+        reader = tf.train.load_checkpoint(str(path / "state"))
+        names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
+        assert names and all(np.isfinite(reader.get_tensor(name)).all() for name in names)
 
 
 def test_clipped_gradient_has_the_norm_asked_for(small_net, x_small, tmp_path, monkeypatch):
@@ -516,4 +539,4 @@ def test_a_step_taken_again_is_the_same_step(small_net, x_small):
     inputs = training.epoch_inputs(training.plan_epochs(parameters)[0], 60, parameters)
     again = [np.mean(training.replay(model, x, parameters, 2, inputs, step)[0]) for step in (3, 4)]
     assert abs(again[0] - again[1]) > 0.01
-    assert again[0] == pytest.approx(float(stretch(*inputs, 3, 4)[0]), rel=1e-5)
+    assert again[0] == pytest.approx(float(stretch(*inputs, 3, 4)), rel=1e-5)
