@@ -12,12 +12,11 @@ import tempfile
 from functools import partial
 
 from datasets_download import BINARIZATIONS, DATASETS
+from schedules import PAPER_EPOCHS, SCHEDULES
 
 OBJECTIVES = ("vae", "iwae", "stl", "dreg", "rws", "rws_dreg", "ciwae", "miwae", "miwae_dreg", "piwae", "vr", "vr_dreg")
 OBJECTIVE_PARAMETERS = {"ciwae": "beta", "miwae": "groups", "miwae_dreg": "groups", "piwae": "groups"}
 OBJECTIVE_PARAMETERS |= {"vr": "alpha", "vr_dreg": "alpha"}
-SCHEDULES = ("paper", "quick", "hold")
-PAPER_EPOCHS = 3280
 OPTIMIZERS = ("adam", "muon")
 LIKELIHOODS = ("bernoulli", "gaussian")
 SPLITS = ("train", "validation", "test")

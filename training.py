@@ -1,7 +1,6 @@
-"""Training: the gradient of any objective at any depth, compiled stretches of steps, schedules, checkpoints, logs."""
+"""Training: the gradient of any objective at any depth, compiled stretches of steps, checkpoints, logs."""
 
 import contextlib
-import itertools
 import json
 import time
 from typing import NamedTuple
@@ -15,62 +14,10 @@ from checkpoints import Checkpoints, tensorflow_writes
 from losses import TwoBounds, build_objective, gather_samples, resample
 from models import fold_seed, random_uniform, split_seed
 from run_folder import read_log, stop_asked, whole_file, write_text
+from schedules import Epoch, describe, epoch_inputs, plan_epochs
 
 STRETCHES_PER_EPOCH = 5  # entries into Python, for the progress bar, checkpoints and Ctrl-C
 STEPS_TIMED = 20  # for the estimate of a run's time
-
-
-class Stage(NamedTuple):
-    """Part of a schedule: the learning rate goes linearly from one value to the other; k None is the run's own."""
-
-    epochs: int
-    rate_from: float
-    rate_to: float
-    k: int | None = None
-
-
-SCHEDULES = {
-    # Burda et al. 2016, section 5: 3^i passes at 0.001 * 10^(-i/7), 3280 passes in all.
-    "paper": [Stage(3**i, 0.001 * 10 ** (-i / 7), 0.001 * 10 ** (-i / 7)) for i in range(8)],
-    # For first runs: a decay to zero at once in place of the paper's long tail of ever lower rates.
-    "quick": [Stage(16, 0.001, 0.0)],
-    # Higher rates for longer: a lower NLL after as many passes, but IWAE and VAE lie closer together.
-    "hold": [Stage(8, 0.001, 0.001), Stage(8, 0.001, 0.0)],
-}
-
-
-def stages_of(schedule, epochs=None):
-    """The stages of a named schedule with `epochs` passes in all; None: as they stand.
-
-    `paper` is cut short, so that its first passes stay the paper's; the others are rescaled to keep their shape.
-    """
-    stages = SCHEDULES[schedule]
-    ends = np.cumsum([stage.epochs for stage in stages])
-    if epochs is not None and schedule == "paper":
-        ends = np.minimum(ends, epochs)
-    elif epochs is not None:
-        ends = (2 * ends * epochs + ends[-1] - 1) // (2 * ends[-1])  # rounded; halves down, to keep the last stage
-    lengths = np.diff(ends, prepend=0).tolist()
-    return [stage._replace(epochs=n) for stage, n in zip(stages, lengths, strict=True) if n]
-
-
-class Epoch(NamedTuple):
-    """One pass over the training images; its learning rate goes linearly from one value to the other."""
-
-    number: int  # from 1
-    k: int
-    rate_from: float
-    rate_to: float
-
-
-def plan_epochs(parameters):
-    """The whole training of a run, epoch by epoch."""
-    plan = []
-    for stage in stages_of(parameters.schedule, parameters.epochs):
-        rates = np.linspace(stage.rate_from, stage.rate_to, stage.epochs + 1).tolist()
-        for rate_from, rate_to in itertools.pairwise(rates):
-            plan.append(Epoch(len(plan) + 1, stage.k or parameters.k, rate_from, rate_to))
-    return plan
 
 
 def build_optimizer(parameters, model):
@@ -123,8 +70,7 @@ def gradients(model, objective, x, k, seed, backward_samples=None):
 
     Three steps: log_w of all k samples, without gradients; the objective's weights, which are constants; the backward
     pass, with z cut from the encoder and re-attached with a weight of its own. (Compiled, the forward pass of the third
-    step is the first one's.) With `backward_samples` = s < k only s samples, resampled in proportion to the decoder's
-    weights, are differentiated: unbiased, since every weight is then a ratio to the decoder's.
+    step is the first one's.) With `backward_samples` = s < k only s samples are differentiated: see `subsample`.
 
     objective: a function log_w -> Objective; x: [batch, features]; seed: [2] integers.
     Returns bound [batch] in nats, gradients for model.phi + model.theta. Raises ValueError for `backward_samples` with
@@ -141,12 +87,7 @@ def gradients(model, objective, x, k, seed, backward_samples=None):
     if two_bounds and backward_samples is not None:
         raise ValueError(f"backward_samples = {backward_samples}: must be None for an objective of two bounds")
     if backward_samples is not None and backward_samples < k:  # a stage of the schedule may have a smaller k
-        uniform = random_uniform([batch], resampling_seed, dtype=bound.dtype)
-        chosen = resample(weights[0], backward_samples, uniform)
-        noise = [gather_samples(layer, chosen) for layer in noise]
-        decoder, path, score = (gather_samples(weight, chosen) for weight in weights)
-        uniform_weight = tf.ones_like(decoder) / backward_samples
-        weights = [uniform_weight] + [tf.math.divide_no_nan(w, decoder) * uniform_weight for w in (path, score)]
+        weights, noise = subsample(weights, noise, backward_samples, resampling_seed)
     decoder, path, score = (tf.stop_gradient(weight) / tf.cast(batch, bound.dtype) for weight in weights)
 
     with tf.GradientTape() as encoder_tape:
@@ -166,6 +107,18 @@ def gradients(model, objective, x, k, seed, backward_samples=None):
         reattached = [tf.reduce_sum(tf.stop_gradient(d) * layer) for d, layer in zip(d_z, z, strict=True)]
         surrogate = tf.add_n(reattached) + tf.reduce_sum(score * log_q)
     return bound, encoder_tape.gradient(surrogate, model.phi) + d_theta
+
+
+def subsample(weights, noise, count, seed):
+    """`count` of k samples, drawn in proportion to the decoder's weights: the three weights and the noise of each.
+
+    Unbiased, since every weight is then a ratio to the decoder's. weights: [k, batch] each; noise: [k, batch, units].
+    """
+    uniform = random_uniform(tf.shape(weights[0])[1:], seed, dtype=weights[0].dtype)
+    chosen = resample(weights[0], count, uniform)
+    decoder, path, score = (gather_samples(weight, chosen) for weight in weights)
+    weights = [tf.ones_like(decoder)] + [tf.math.divide_no_nan(weight, decoder) for weight in (path, score)]
+    return [weight / count for weight in weights], [gather_samples(layer, chosen) for layer in noise]
 
 
 def objective_of(parameters):
@@ -215,19 +168,6 @@ def serve(images, rows, seed, parameters):
     if parameters.binarization == "stochastic":
         x = tf.cast(random_uniform(tf.shape(x), binarization_seed) < x, tf.float32)
     return x, gradient_seed
-
-
-def epoch_inputs(epoch, n, parameters):
-    """What a stretch is told of an epoch: order [steps, batch], rates [steps], seed [2].
-
-    The order is a new permutation of the n images each epoch, from (seed, epoch) alone; a last incomplete batch is
-    dropped.
-    """
-    steps = n // parameters.batch
-    order = np.random.default_rng((parameters.seed, epoch.number)).permutation(n)[: steps * parameters.batch]
-    rates = np.linspace(epoch.rate_from, epoch.rate_to, steps, endpoint=False)
-    seed = (parameters.seed, epoch.number)
-    return np.int32(order).reshape(steps, parameters.batch), np.float32(rates), np.int32(seed)
 
 
 def estimate_seconds(stretches, plan, n, parameters, variables):
@@ -361,10 +301,14 @@ def not_finite(model, x_train, parameters, epoch, inputs, step):
     )
 
 
-def describe(plan, parameters):
-    """The training that lies ahead, in words."""
-    ks = " then ".join(str(k) for k, _ in itertools.groupby(epoch.k for epoch in plan))
-    return f"{parameters.schedule} schedule, k = {ks}, {len(plan)} epoch{'s' * (len(plan) > 1)}"
+def resume(model, optimizer, folder):
+    """Take the last checkpoint of a folder, if it has one: its Checkpoints, its progress (a variable) and its log."""
+    progress = tf.Variable(np.array(Progress()))
+    # As lists of variables: TensorFlow does not see into Keras's lists of layers, so of a model it keeps nothing.
+    state = {"model": model.variables, "optimizer": optimizer.variables, "progress": progress}
+    checkpoints = Checkpoints(folder / "checkpoints", **state)
+    checkpoints.restore()
+    return checkpoints, progress, read_log(folder)[: Progress.of(progress).epochs]  # the log may be ahead
 
 
 def train(model, x_train, parameters, folder, validation_bound):
@@ -378,44 +322,35 @@ def train(model, x_train, parameters, folder, validation_bound):
     Raises FloatingPointError where a bound or a gradient is not finite; the last checkpoint then stands as it was.
     Raises KeyboardInterrupt, once a checkpoint is written, after Ctrl-C or SIGTERM.
     """
-    optimizer, progress = build_optimizer(parameters, model), tf.Variable(np.array(Progress()))
-    variables = model.variables + optimizer.variables
-    # As lists of variables: TensorFlow does not see into Keras's lists of layers, so of a model it keeps nothing.
-    state = {"model": model.variables, "optimizer": optimizer.variables, "progress": progress}
-    checkpoints = Checkpoints(folder / "checkpoints", **state)
-    checkpoints.restore()
-    done = Progress.of(progress)
-    log = read_log(folder)[: done.epochs]  # the log may be ahead of the checkpoint that a kill left
+    optimizer = build_optimizer(parameters, model)
+    checkpoints, progress, log = resume(model, optimizer, folder)
+    variables, done = model.variables + optimizer.variables, Progress.of(progress)
     plan = plan_epochs(parameters)[done.epochs :]
+    stretches = compile_stretches(model, optimizer, x_train, parameters, plan)
     if plan:
-        stretches = compile_stretches(model, optimizer, x_train, parameters, plan)
-        estimate = estimate_seconds(stretches, plan, len(x_train), parameters, variables)
-        print(f"{folder.name}: {describe(plan, parameters)}: about {duration(estimate)} on this machine", flush=True)
-
-    def save():
-        write_text(folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
-        progress.assign(done)
-        checkpoints.save(f"{done.epochs:05d}-{done.stretch}")
-
-    steps = len(x_train) // parameters.batch
+        seconds = estimate_seconds(stretches, plan, len(x_train), parameters, variables)
+        print(f"{folder.name}: {describe(plan, parameters)}: about {duration(seconds)} on this machine", flush=True)
     writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
-    bar = tqdm(total=len(plan) * steps, unit="step", desc=folder.name, disable=not plan)
+    bar = tqdm(total=len(plan) * (len(x_train) // parameters.batch), unit="step", desc=folder.name, disable=not plan)
     with bar, stop_asked() as asked:
         for epoch in plan:
             inputs = epoch_inputs(epoch, len(x_train), parameters)
-            for _ in range(done.stretch, STRETCHES_PER_EPOCH):
+            while done.epochs < epoch.number:
                 done, bad = run_stretch(stretches[epoch.k], inputs, done, variables, bar)
                 if bad is not None:
                     raise not_finite(model, x_train, parameters, epoch, inputs, bad)
                 if done.stretch == STRETCHES_PER_EPOCH:
                     with averaged_weights(model, optimizer):
-                        log.append(log_record(epoch, done.total / steps, validation_bound(), done.seconds))
-                        write_scalars(writer, log[-1])
+                        bounds = done.total / len(inputs[1]), validation_bound()
                         if epoch.number in parameters.snapshot_epochs:
                             save_weights(model, folder / "snapshots" / f"epoch{epoch.number:04d}.weights.h5")
+                    log.append(log_record(epoch, *bounds, done.seconds))
+                    write_scalars(writer, log[-1])
                     done = Progress(epoch.number, seconds=done.seconds)
                 if asked or checkpoints.due() or done.epochs == plan[-1].number:
-                    save()
+                    write_text(folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
+                    progress.assign(done)
+                    checkpoints.save(f"{done.epochs:05d}-{done.stretch}")
                 if asked:
                     raise KeyboardInterrupt
     optimizer.finalize_variable_values(model.phi + model.theta)  # the averaged weights, where `ema` is set

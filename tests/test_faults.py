@@ -31,6 +31,7 @@ import run_folder
 import training
 from checkpoints import Checkpoints
 from experiments import Parameters
+from schedules import epoch_inputs, plan_epochs
 
 ROOT = Path(training.__file__).resolve().parent
 TINY = "iwae --k 2 --latent_units 3 --hidden_units (8,), --epochs 2 --batch 5 --k_evaluation 60 --ema 0.9"
@@ -491,7 +492,7 @@ def test_bad_step_is_named(small_net, x_small, tmp_path, monkeypatch, request, s
     x[x.sum(1) == 12] = 0
     x[17] = 1  # what spoil_image looks for
     spoil(model)
-    order = training.epoch_inputs(training.plan_epochs(parameters)[0], 60, parameters)[0]
+    order = epoch_inputs(plan_epochs(parameters)[0], 60, parameters)[0]
     by_image, layers = SPOILT[spoil]
     bad = int(np.argwhere(order == 17)[0, 0]) if by_image else 0
     with pytest.raises(FloatingPointError) as error:
@@ -519,7 +520,7 @@ def test_clipped_gradient_has_the_norm_asked_for(small_net, x_small, tmp_path, m
         optimizer.build(model.phi + model.theta)
         before = [variable.numpy() for variable in model.phi + model.theta]
         stretch = training.compile_stretch(model, optimizer, tf.constant(x_small), parameters, 2)
-        inputs = training.epoch_inputs(training.plan_epochs(parameters)[0], 60, parameters)
+        inputs = epoch_inputs(plan_epochs(parameters)[0], 60, parameters)
         stretch(*inputs, 0, 1)
         after = [variable.numpy() for variable in model.phi + model.theta]
         steps[clip_norm] = np.concatenate([(b - a).ravel() for a, b in zip(before, after, strict=True)])
@@ -536,7 +537,7 @@ def test_a_step_taken_again_is_the_same_step(small_net, x_small):
     stretch = training.compile_stretch(
         model, training.build_optimizer(parameters, model), tf.constant(x), parameters, 2
     )
-    inputs = training.epoch_inputs(training.plan_epochs(parameters)[0], 60, parameters)
+    inputs = epoch_inputs(plan_epochs(parameters)[0], 60, parameters)
     again = [np.mean(training.replay(model, x, parameters, 2, inputs, step)[0]) for step in (3, 4)]
     assert abs(again[0] - again[1]) > 0.01
     assert again[0] == pytest.approx(float(stretch(*inputs, 3, 4)), rel=1e-5)

@@ -10,9 +10,8 @@ import tensorflow as tf
 
 import training
 from checkpoints import Checkpoints
-from command_line import PAPER_EPOCHS
 from experiments import Parameters
-from training import plan_epochs, stages_of
+from schedules import PAPER_EPOCHS, SCHEDULES, Stage, epoch_inputs, plan_epochs, stages_of
 
 TINY = Parameters(batch=10, k=2, epochs=2, binarization="stochastic")
 
@@ -44,7 +43,7 @@ def test_epochs_cut_the_paper_schedule_short(epochs):
     assert cut == whole[:epochs]
 
 
-@pytest.mark.parametrize("schedule", [name for name in training.SCHEDULES if name != "paper"])
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "paper"])
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 100])
 def test_epochs_rescale_other_schedules(schedule, epochs):
     whole, scaled = stages_of(schedule), stages_of(schedule, epochs)
@@ -56,30 +55,30 @@ def test_epochs_rescale_other_schedules(schedule, epochs):
             assert abs(a.epochs * share - b.epochs) <= share
 
 
-@pytest.mark.parametrize("schedule", training.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_learning_rates_meet_from_epoch_to_epoch(schedule):
     plan = plan_epochs(replace(TINY, schedule=schedule, epochs=None))
     assert [epoch.number for epoch in plan] == list(range(1, len(plan) + 1))
     assert all(epoch.k >= 1 and epoch.rate_from >= epoch.rate_to >= 0 for epoch in plan)
-    _, rates, _ = training.epoch_inputs(plan[-1], 60, TINY)
+    _, rates, _ = epoch_inputs(plan[-1], 60, TINY)
     assert rates[0] == np.float32(plan[-1].rate_from) and rates.dtype == np.float32
 
 
 def test_stages_may_have_a_k_of_their_own(monkeypatch):
-    stages = [training.Stage(1, 1e-3, 1e-3, k=1), training.Stage(1, 1e-3, 0.0)]
-    monkeypatch.setitem(training.SCHEDULES, "quick", stages)
+    stages = [Stage(1, 1e-3, 1e-3, k=1), Stage(1, 1e-3, 0.0)]
+    monkeypatch.setitem(SCHEDULES, "quick", stages)
     assert [epoch.k for epoch in plan_epochs(replace(TINY, epochs=None))] == [1, 2]
 
 
 def test_every_epoch_has_a_new_permutation_without_the_last_incomplete_batch():
     plan = plan_epochs(replace(TINY, epochs=2))
-    orders = [training.epoch_inputs(epoch, 64, TINY)[0] for epoch in plan]
+    orders = [epoch_inputs(epoch, 64, TINY)[0] for epoch in plan]
     for order in orders:
         assert order.shape == (6, 10) and order.dtype == np.int32
         assert len(set(order.ravel())) == 60 and order.max() < 64
     assert not np.array_equal(*orders)
-    np.testing.assert_array_equal(orders[0], training.epoch_inputs(plan[0], 64, TINY)[0])
-    assert not np.array_equal(orders[0], training.epoch_inputs(plan[0], 64, replace(TINY, seed=1))[0])
+    np.testing.assert_array_equal(orders[0], epoch_inputs(plan[0], 64, TINY)[0])
+    assert not np.array_equal(orders[0], epoch_inputs(plan[0], 64, replace(TINY, seed=1))[0])
 
 
 class Recorder:
@@ -103,7 +102,7 @@ def test_images_are_binarised_afresh_each_time_they_are_served(small_net, monkey
     """Pitfall: binarised once, or never. Pixels are 0 or 1, their mean the grey value, and draws differ by step."""
     x = np.full((60, 12), 51, np.uint8)  # grey 0.2
     stretch = stretch_of(small_net(), monkeypatch, x, TINY)
-    order, rates, seed = training.epoch_inputs(plan_epochs(TINY)[0], 60, TINY)
+    order, rates, seed = epoch_inputs(plan_epochs(TINY)[0], 60, TINY)
     same_images = np.repeat(order[:1], len(order), axis=0)
     means = [float(stretch(same_images, rates, seed, step, step + 1)) for step in range(6)]
     assert min(means) >= 0 and len(set(means)) > 1
@@ -118,7 +117,7 @@ def test_other_images_are_served_as_they_are(small_net, monkeypatch, binarizatio
     x = np.full((60, 12), 51, np.uint8) if dtype == np.uint8 else np.full((60, 12), 0.2, np.float32)
     parameters = replace(TINY, binarization=binarization, backward_samples=1)  # told to the Recorder: grey is legal
     stretch = stretch_of(small_net(), monkeypatch, x, parameters)
-    inputs = training.epoch_inputs(plan_epochs(parameters)[0], 60, parameters)
+    inputs = epoch_inputs(plan_epochs(parameters)[0], 60, parameters)
     assert float(stretch(*inputs, 0, 6)) / 6 == pytest.approx(0.2)
 
 
