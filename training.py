@@ -308,7 +308,7 @@ def resume(model, optimizer, folder):
     state = {"model": model.variables, "optimizer": optimizer.variables, "progress": progress}
     checkpoints = Checkpoints(folder / "checkpoints", **state)
     checkpoints.restore()
-    return checkpoints, progress, read_log(folder)[: Progress.of(progress).epochs]  # the log may be ahead
+    return checkpoints, progress, read_log(folder, Progress.of(progress).epochs)  # it may be ahead
 
 
 def train(model, x_train, parameters, folder, validation_bound):

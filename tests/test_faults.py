@@ -28,9 +28,12 @@ import tensorflow as tf
 
 import evaluation
 import run_folder
+import runs
 import training
 from checkpoints import Checkpoints
+from datasets_download import Dataset
 from experiments import Parameters
+from models import Autoencoder
 from schedules import epoch_inputs, plan_epochs
 
 ROOT = Path(training.__file__).resolve().parent
@@ -443,11 +446,118 @@ def test_tensorboard_that_cannot_be_written(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+# A folder that was touched by other hands, or by another version.
+
+
+@pytest.fixture
+def finished(tmp_path, small_net):
+    """A folder with what a run of two epochs leaves that is read again."""
+    folder, record = tmp_path / "run", {"epoch": 1, "bound_train": -2.0, "bound_validation": -2.0, "seconds": 1}
+    run_folder.write_text(folder / "log.jsonl", "".join(json.dumps(record | {"epoch": n}) + "\n" for n in (1, 2)))
+    (folder / "results.json").write_text(json.dumps(dict.fromkeys(runs.RESULTS, 1) | {"split": "test", "n_test": 3}))
+    np.save(folder / "log_likelihoods.npy", -np.ones(3, np.float32))
+    np.savez(folder / "arrays.npz", x=np.ones(3))
+    shape = {"features": 12, "latent_units": [4], "hidden_units": [[8, 8]], "likelihood": "bernoulli"}
+    (folder / "parameters.json").write_text(json.dumps(shape))
+    small_net().save_weights(folder / "model.weights.h5")
+    return folder
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+READERS = {
+    "log.jsonl": lambda folder: run_folder.read_log(folder, 2),
+    "results.json": runs.read_results,
+    "log_likelihoods.npy": runs.read_results,
+    "arrays.npz": lambda folder: runs.read_arrays(folder / "arrays.npz"),
+    "model.weights.h5": runs.load_model,
+}
+FOREIGN = {
+    "log.jsonl": [b'{"epoch": 1}\n', b"[1]\n"],
+    "results.json": [b"[]", b"null", b'{"nll": 1}'],
+    "log_likelihoods.npy": [npy(np.ones(4)), npy(np.array("abc")), npy(np.array([{}] * 3))],
+}
+
+
+UNSEEN = {"log.jsonl": {"one byte short"}, "arrays.npz": {"one bit"}}  # the end of a line, what zip does not read
+
+
+@pytest.mark.parametrize("file", READERS)
+def test_damaged_file_of_a_run_is_one_line_with_the_way_out(finished, file):
+    path, read = finished / file, READERS[file]
+    good = path.read_bytes()
+    changed = DAMAGE | {f"foreign {i}": lambda _, data=data: data for i, data in enumerate(FOREIGN.get(file, []))}
+    unseen = set()
+    for name, change in [("gone", None), *changed.items()]:
+        path.unlink() if name == "gone" else path.write_bytes(change(good))
+        try:
+            read(finished)
+            unseen.add(name)
+        except OSError as error:
+            said = str(error)
+            assert said.startswith(f"{path} is damaged or missing; what else is there stands. Way out: ")
+            assert "\n" not in said and "delete" in said
+    assert unseen == UNSEEN.get(file, set())
+
+
+def test_other_weights_are_not_taken_for_the_runs(finished):
+    Autoencoder(np.full(12, 0.5), (5,), ((8, 8),)).save_weights(finished / "model.weights.h5")
+    with pytest.raises(OSError, match="model.weights.h5 is damaged .*delete it, and the same command"):
+        runs.load_model(finished)
+
+
+def test_a_log_shorter_than_its_checkpoint_is_told(small_net, x_small, tmp_path, uncompiled):
+    parameters = replace(Parameters(), batch=30, k=1, epochs=1, binarization="fixed")
+    training.train(small_net(), x_small, parameters, tmp_path, lambda: 0.0)
+    (tmp_path / "log.jsonl").unlink()
+    with pytest.raises(OSError, match="log.jsonl is damaged or missing.*delete .* trains from the beginning"):
+        training.train(small_net(), x_small, parameters, tmp_path, lambda: 0.0)
+
+
+def begun(place, version="2.0", pixel=0, trained=False):
+    """What `open_run` says of a folder that a run of that TensorFlow, on images of that grey, has begun or ended."""
+    images = np.full((2, 4), pixel, np.uint8)
+    data = Dataset("tiny", images, images, images, None, None, None, "fixed", (2, 2))
+    parameters = replace(Parameters(), results_dir=str(place), batch=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "versions", lambda: {"tensorflow": version})
+        folder = runs.open_run("iwae", parameters, data).folder
+        if not folder.exists():
+            run_folder.write_text(folder / "parameters.json", json.dumps(runs.settings(parameters, data)))
+    if trained:
+        (folder / "model.weights.h5").touch()
+    return folder
+
+
+def test_training_goes_on_with_the_same_data_and_versions_alone(tmp_path):
+    """What is trained already may be evaluated by another version: its parameters.json stays as it is."""
+    folder = begun(tmp_path)
+    assert begun(tmp_path) == folder
+    with pytest.raises(SystemExit, match=r"holds another run:\n.*\n  tensorflow +'2.0' +'2.1'\nWay out"):
+        begun(tmp_path, version="2.1")
+    with pytest.raises(SystemExit, match=r"holds another run:\n.*\n  data +'\w{16}' +'\w{16}'\nWay out"):
+        begun(tmp_path, pixel=255)
+    begun(tmp_path, trained=True)
+    assert begun(tmp_path, version="2.1") == folder
+    with pytest.raises(SystemExit, match="data"):
+        begun(tmp_path, version="2.1", pixel=255)
+    (folder / "parameters.json").unlink()
+    with pytest.raises(OSError, match="parameters.json is damaged or missing"):
+        begun(tmp_path)
+
+
 @pytest.mark.parametrize("text", ['{"k": 1', "[1, 2]", "", "null"])
 def test_parameters_that_cannot_be_read(tmp_path, text):
     (tmp_path / "parameters.json").write_text(text)
-    with pytest.raises(SystemExit, match="parameters.json cannot be read .*delete that folder"):
+    with pytest.raises(OSError, match="parameters.json is damaged or missing; .*Way out: delete that folder"):
         run_folder.check_parameters(tmp_path, {"k": 1}, set())
+
+
+# Bad numbers.
 
 
 def spoil_weights(model):
