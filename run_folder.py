@@ -111,10 +111,11 @@ def check_parameters(folder, ours, ignored):
 
 
 @contextlib.contextmanager
-def lock(folder):
-    """Hold a run's folder, made if need be, and clear what a killed process left half-written; leaves where it is held.
+def lock(folder, inside=("**",), wait=False):
+    """Hold a folder, made if need be, and clear what a killed process left half-written; leaves where it is held.
 
-    The kernel gives the lock back when a process ends, however it ends.
+    The kernel gives the lock back when a process ends, however it ends. inside: where to clear, as patterns of folders;
+    wait: for the process that holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,8 +126,13 @@ def lock(folder):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.exit(f"experiments.py: another process is at work in {folder}: wait for its end, or stop it")
-        for partial in list(folder.rglob("partial.*")):  # a list: none is removed while it is walked through
+            at_work = f"another process is at work in {folder}"
+            if not wait:
+                sys.exit(f"experiments.py: {at_work}: wait for its end, or stop it")
+            print(f"{at_work}: waiting for its end", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        left = [path for place in inside for path in folder.glob(f"{place}/partial.[0-9]*.*")]
+        for partial in left:  # a list: none is removed while it is walked through
             remove(partial)
         yield
 

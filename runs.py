@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from command_line import EVALUATION, NOT_IN_NAME, run_name
-from datasets_download import Dataset, Unavailable, binarize, grey, load_dataset
-from run_folder import check_parameters, damaged, digest, read_log, reading, whole_file, write_text
+from datasets_download import Dataset, binarize, grey, load_dataset
+from downloads import Unavailable
+from run_folder import check_parameters, damaged, digest, lock, read_log, reading, whole_file, write_text
 from schedules import plan_epochs
 
 SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
@@ -227,12 +228,13 @@ def compare(runs):
         sys.exit(f"experiments.py: {error}")
     text = f"# Runs on {place.name}\n\n{table}\n"
     print(f"\n{table}\n")
-    for file, plots in (("arrays.npz", COMPARISONS | PLOTS), ("diagnostics.npz", DIAGNOSTICS)):
-        paths = {run.label: run.results / "figures" / file for run in runs}
-        if all(path.exists() for path in paths.values()):
-            draw({label: read_arrays(path) for label, path in paths.items()}, place / "comparison", plots)
-            text += "".join(f"\n![{name}](comparison/{name}.png)\n" for name in plots)
-    write_text(place / "comparison.md", text)
+    with lock(place, inside=[".", "comparison"], wait=True):
+        for file, plots in (("arrays.npz", COMPARISONS | PLOTS), ("diagnostics.npz", DIAGNOSTICS)):
+            paths = {run.label: run.results / "figures" / file for run in runs}
+            if all(path.exists() for path in paths.values()):
+                draw({label: read_arrays(path) for label, path in paths.items()}, place / "comparison", plots)
+                text += "".join(f"\n![{name}](comparison/{name}.png)\n" for name in plots)
+        write_text(place / "comparison.md", text)
     print(f"comparison: {place}/comparison.md")
 
 

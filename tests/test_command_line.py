@@ -27,7 +27,8 @@ from command_line import (
     quiet_start,
     run_name,
 )
-from datasets_download import BINARIZATIONS, DATASETS, Dataset, DatasetError, Unavailable
+from datasets_download import BINARIZATIONS, DATASETS, Dataset, DatasetError
+from downloads import Unavailable
 from experiments import ALIASES, COMPARE, GROUPS, NAMED_RUNS, PAPER, PARAMETERS, Parameters, load_data, resolve
 
 ROOT = Path(experiments.__file__).resolve().parent

@@ -410,6 +410,21 @@ def test_second_process_stops_at_once_and_a_dead_one_holds_nothing(tmp_path):
         assert not any((tmp_path / "checkpoints").iterdir()) and not list(tmp_path.glob("partial.*"))
 
 
+def test_a_lock_that_is_waited_for_clears_no_more_than_asked(tmp_path, capsys):
+    """As of data sets and comparisons, in whose folders others are at work."""
+    for name in ("partial.7.comparison.md", "comparison/partial.7.a.png", "run/partial.7.log.jsonl", "partial.csv"):
+        run_folder.write_text(tmp_path / name, "")
+    with run_folder.lock(tmp_path, inside=[".", "comparison"]):
+        left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("partial.*"))
+        assert left == ["partial.csv", "run/partial.7.log.jsonl"]
+        waiting = threading.Thread(target=lambda: run_folder.lock(tmp_path, wait=True).__enter__(), daemon=True)
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive() and "waiting for its end" in capsys.readouterr().err
+    waiting.join(20)
+    assert not waiting.is_alive() and not list((tmp_path / "run").iterdir())
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
 @pytest.mark.parametrize("call", ["fsync", "replace", "open", "mkdir"])
 def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch, number, call):
