@@ -5,6 +5,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import os
 import re
 import sys
@@ -41,8 +42,8 @@ def is_counts(value, length=0):
     return isinstance(value, tuple) and len(value) >= length and all(is_number(n, int, 1) for n in value)
 
 
-def problems(p):
-    """Everything that is wrong with a run's values, a line each with the legal ones; an empty list if nothing is."""
+def illegal_values(p):
+    """{field: a line with its value and the legal ones} for every value of a run that is not."""
     nested = isinstance(p.hidden_units, tuple) and all(is_counts(units, 1) for units in p.hidden_units)
     decay, count = "a number in [0, 1)", "an integer of 1 or more"
     positive = "a number above 0 that 32 bits hold: from 1.18e-38 to 3.40e+38"
@@ -75,8 +76,13 @@ def problems(p):
         ("datasets_dir", p.datasets_dir is None or isinstance(p.datasets_dir, str), "None or a folder"),
     ]
     bad = {name: f"{name} = {getattr(p, name)!r}: must be {legal}" for name, fine, legal in rules if not fine}
-    found = [line + nearest(getattr(p, name), NAMES.get(name, ())) for name, line in bad.items()]
-    return found + inconsistencies(p, lambda *names: not bad.keys() & set(names))
+    return {name: line + nearest(getattr(p, name), NAMES.get(name, ())) for name, line in bad.items()}
+
+
+def problems(p):
+    """Everything that is wrong with a run's values, a line each; an empty list if nothing is."""
+    bad = illegal_values(p)
+    return [*bad.values(), *inconsistencies(p, lambda *names: not bad.keys() & set(names))]
 
 
 def inconsistencies(p, legal):
@@ -128,13 +134,23 @@ def nearest(word, legal):
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def fail(message, word, legal):
-    """Leave with one line: what is wrong, the nearest legal word, all legal words."""
-    sys.exit(f"experiments.py: {message}{nearest(word, legal)} Legal: {', '.join(legal)}")
+def unknown(kind, word, legal):
+    """A line: what word is not known, the nearest legal one, all legal ones."""
+    return f"no {kind} is called {word!r}{nearest(word, legal)} Legal: {', '.join(legal)}"
+
+
+def leave(lines):
+    """Leave with what is wrong, each line once, if there is any."""
+    if lines:
+        sys.exit("\n".join(f"experiments.py: {line}" for line in dict.fromkeys(lines)))
 
 
 def parse(arguments, kind, description):
-    """Command line -> names of runs, {field of the dataclass `kind`: value}, whether --list was given."""
+    """Command line -> names of runs, {field of the dataclass `kind`: value}, whether to list, lines on what is wrong.
+
+    What follows an unknown option is taken for its value.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -144,12 +160,15 @@ def parse(arguments, kind, description):
     for field in fields:
         parser.add_argument(f"--{field}", default=argparse.SUPPRESS, metavar="VALUE")
     parser.error = lambda message: sys.exit(f"experiments.py: {message}")
-    options, unknown = parser.parse_known_intermixed_args(arguments)
-    if unknown:
-        fail(f"no option is called {unknown[0]!r}", unknown[0], ["--list", *[f"--{field}" for field in fields]])
-    overrides = vars(options)
-    names, listed = overrides.pop("names"), overrides.pop("list")
-    return names, {field: value_of(text, fields[field]) for field, text in overrides.items()}, listed
+    options, rest = parser.parse_known_intermixed_args(arguments)
+    overrides, legal = vars(options), ["--list", *(f"--{field}" for field in fields)]
+    strange = [word for word in rest if word.startswith("-")]
+    values = [after for before, after in itertools.pairwise(arguments) if before in strange]
+    names = [word for word in overrides.pop("names") + rest if word not in strange + values]
+    listed, wrong = overrides.pop("list"), [unknown("option", word, legal) for word in strange]
+    if listed and (names or overrides):
+        wrong.append("--list stands alone: it runs nothing")
+    return names, {field: value_of(text, fields[field]) for field, text in overrides.items()}, listed, wrong
 
 
 def value_of(text, kind):

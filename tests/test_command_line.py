@@ -21,11 +21,11 @@ from command_line import (
     OPTIMIZERS,
     SCHEDULES,
     SPLITS,
-    fail,
     parse,
     problems,
     quiet_start,
     run_name,
+    unknown,
 )
 from datasets_download import BINARIZATIONS, DATASETS, Dataset, DatasetError
 from downloads import Unavailable
@@ -37,7 +37,8 @@ BASE = Parameters()
 
 
 def parsed(*arguments):
-    return parse(arguments, Parameters, "description")
+    """Names, overrides and whether to list; of what is wrong, `experiments.main` is asked."""
+    return parse(arguments, Parameters, "description")[:3]
 
 
 def leaves(function, *arguments):
@@ -124,10 +125,12 @@ def test_nothing_asked():
         ("-k 3", r"'-k'; did you mean --k\?"),
         ("iwae --zzzzzz=3", r"'--zzzzzz=3' Legal: --list"),
         ("iwae --k", r"--k: expected one argument"),
+        ("--list iwae", r"--list stands alone: it runs nothing$"),
+        ("--list --k 3", r"--list stands alone"),
     ],
 )
 def test_unknown_option(arguments, expected):
-    line = leaves(parsed, *arguments.split())
+    line = leaves(experiments.main, arguments.split())
     assert line.startswith("experiments.py: ") and "\n" not in line
     assert re.search(expected, line)
 
@@ -143,8 +146,19 @@ def test_unknown_run(name, near):
     assert line.endswith("Legal: " + ", ".join([*PAPER, *ALIASES, *GROUPS, *OBJECTIVES]))
 
 
-def test_fail_names_nothing_where_nothing_is_near():
-    assert leaves(fail, "no cheese", "cheese", ["a", "b"]) == "experiments.py: no cheese Legal: a, b"
+def test_nothing_is_named_where_nothing_is_near():
+    assert unknown("cheese", "brie", ["a", "b"]) == "no cheese is called 'brie' Legal: a, b"
+
+
+def test_wrong_words_and_values_are_reported_at_once():
+    """Each once; and no complaint that may only come of a word that is not known: here that ciwae lacks its beta."""
+    lines = leaves(experiments.main, "ciwae iwea --bata 0.5 vea --k 0 --batch=x --sede 1 iwea".split()).splitlines()
+    words = ["'--bata'; did you mean --beta?", "'--sede'; did you mean --seed?", "'iwea'; did you mean iwae?"]
+    words += ["'vea'; did you mean vae?", "k = 0: must be", "batch = 'x': must be"]
+    assert len(lines) == len(words) and all(word in line for word, line in zip(words, lines, strict=True))
+    lines = leaves(experiments.main, "ciwae miwae iwae_l1_k1 --k 3 --objective iwea".split()).splitlines()
+    words = ["iwae_l1_k1 is vae_l1_k1 at k = 1 alone", "objective = 'iwea': must be", "k_evaluation = "]
+    assert len(lines) == len(words) and all(word in line for word, line in zip(words, lines, strict=True))
 
 
 # Legal values.
