@@ -385,6 +385,21 @@ def test_evaluation_goes_on_from_whole_blocks_alone(tmp_path, monkeypatch):
         assert np.array_equal(results(), 2 * x)
 
 
+def test_a_stopped_evaluation_keeps_its_finished_blocks(tmp_path):
+    """By Ctrl-C or SIGTERM, however short the time since the last were kept."""
+    x, kept, seen = np.arange(40, dtype=np.float32).reshape(20, 2), tmp_path / "key.npz", []
+
+    def double(images, seed):
+        seen.append(int(seed[1]))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return 2 * images
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.map_images(double, x, 0, 6, kept=kept)
+    assert np.array_equal(evaluation.map_images(double, x, 0, 6, kept=kept), 2 * x) and seen == [0, 6, 12, 12, 18]
+
+
 def hold(folder, ready):
     with run_folder.lock(folder):
         ready.set()
