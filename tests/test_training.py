@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import evaluation
+import plotting
+import run_folder
 import training
 from checkpoints import Checkpoints
 from experiments import Parameters
@@ -178,6 +181,32 @@ def test_resumed_training_is_bit_for_bit_the_uninterrupted(small_net, x_small, t
     for record in logs[0] + logs[1]:
         del record["seconds"]
     assert logs[0] == logs[1] and len(logs[0]) == 4
+
+
+def test_weights_are_the_same_with_and_without_evaluation_plots_and_checkpoints(
+    small_net, x_small, tmp_path, monkeypatch, uncompiled
+):
+    plain, model = train(small_net(), x_small, tmp_path / "plain"), small_net()
+    monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+
+    def look_at_everything():
+        arrays = evaluation.figure_arrays(model, x_small, x_small) | {"image_shape": np.array([3, 4])}
+        plotting.save_figure(plotting.PLOTS["prior_samples"]({"run": arrays}), tmp_path / "prior_samples.png")
+        return float(evaluation.log_likelihood(model, x_small, k=3).mean())
+
+    parameters = replace(TINY, snapshot_epochs=(1, 2))
+    training.train(model, grey(x_small), parameters, tmp_path / "watched", look_at_everything)
+    assert (tmp_path / "prior_samples.png").exists() and len(
+        list((tmp_path / "watched" / "checkpoints").iterdir())
+    ) == 2
+    for a, b in zip(plain, model.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_seed_trains_the_same_net_to_other_weights(small_net, x_small, tmp_path, uncompiled):
+    """The seed of order, binarisation and samples: the initial weights are the same here."""
+    runs = [train(small_net(), x_small, tmp_path / str(seed), replace(TINY, seed=seed)) for seed in (0, 1)]
+    assert all(np.abs(a - b).max() > 1e-5 for a, b in zip(*runs, strict=True))
 
 
 OTHERS = {
