@@ -16,6 +16,7 @@ import tensorflow as tf
 import command_line
 import datasets_download
 import diagnostics
+import downloads
 import experiments
 import losses
 import models
@@ -552,7 +553,7 @@ def test_unreachable_mnist_goes_on_with_the_sample(run, tiny, tmp_path, monkeypa
 
     def load(name, datasets_dir=None, binarization=None):
         if name == "mnist":
-            raise datasets_download.Unavailable("mnist could not be had from any source:\n  https://a: gone\nWay out.")
+            raise downloads.Unavailable("mnist could not be had from any source:\n  https://a: gone\nWay out.")
         return datasets_download.load_dataset(str(tiny), datasets_dir, binarization)._replace(name=name)
 
     monkeypatch.setattr(runs, "load_dataset", load)
