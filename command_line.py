@@ -26,8 +26,9 @@ NAMES = {"dataset": tuple(DATASETS), "binarization": BINARIZATIONS, "objective":
 NAMES |= {"optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "split": SPLITS}
 STARTUP_CHATTER = r"oneDNN|[Cc]uda|cuInit|TF-TRT|cpu_feature_guard|To enable the following|before absl::InitializeLog"
 
+EVALUATION = ("k_evaluation", "split")  # fields that change what is found out about a trained run
 # Fields that do not change what a run trains; seed and dataset stand in its folder's path by themselves.
-NOT_IN_NAME = {"dataset", "seed", "snapshot_epochs", "k_evaluation", "split", *SWITCHES, "results_dir", "datasets_dir"}
+NOT_IN_NAME = {"dataset", "seed", "snapshot_epochs", *EVALUATION, *SWITCHES, "results_dir", "datasets_dir"}
 
 
 def is_number(value, kind=(int, float), low=0, below=float("inf")):
@@ -108,19 +109,16 @@ def inconsistencies(p, legal):
 def run_name(base, parameters):
     """The base run's name, and every field that differs from it and changes what is trained: iwae_l1_k50__epochs3."""
     name, original = base
-    changed = [
-        f"__{field.name}{in_name(getattr(parameters, field.name))}"
-        for field in dataclasses.fields(parameters)
-        if field.name not in NOT_IN_NAME and getattr(parameters, field.name) != getattr(original, field.name)
-    ]
-    return name + "".join(changed)
+    names = [field.name for field in dataclasses.fields(parameters) if field.name not in NOT_IN_NAME]
+    changed = [field for field in names if getattr(parameters, field) != getattr(original, field)]
+    return "__".join([name, *(f"{field}{in_name(getattr(parameters, field))}" for field in changed)])
 
 
 def in_name(value):
     """A value as part of a folder's name: (100, 50) is 100-50, ((200, 200), (100, 100)) is 200-200_100-100."""
     if isinstance(value, tuple):
         return ("_" if any(isinstance(v, tuple) for v in value) else "-").join(in_name(v) for v in value)
-    return str(value).lower()
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).lower()  # 1.0 is 1
 
 
 def nearest(word, legal):
@@ -179,3 +177,11 @@ def quiet_start():
             caught.seek(0)
             lines = caught.read().decode(errors="replace").splitlines(keepends=True)
             sys.stderr.writelines(line for line in lines if not re.search(STARTUP_CHATTER, line))
+
+
+def start_tensorflow():
+    """Import TensorFlow, by `quiet_start`."""
+    with quiet_start():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()

@@ -1,5 +1,6 @@
 """What a trained model is worth: test log-likelihood, active units, and the arrays that its figures show."""
 
+import functools
 import math
 import time
 
@@ -53,13 +54,9 @@ def map_images(function, x, seed, size=IMAGES_AT_ONCE, progress=None, kept=None)
     return tf.nest.map_structure(lambda *parts: np.concatenate(parts)[: len(x)], *blocks)
 
 
-def bounds(model, x, k=5000, seed=0, progress=None, kept=None):
-    """L_k and the ELBO of each image from the same k samples, in nats: two arrays [n].
-
-    The log-mean-exp streams over chunks of samples (Burda et al. 2016 use L_5000 as log p(x)): memory does not grow
-    with k. x: [n, features] as fed to the encoder; seed: an integer; progress: the title of a bar, or None for none;
-    kept: see `map_images`.
-    """
+@functools.lru_cache(maxsize=8)
+def bounds_block(model, k):
+    """A compiled function (images [batch, features], seed [2]) -> L_k and the ELBO of each [batch, 2]: see `bounds`."""
     chunk = min(k, SAMPLES_AT_ONCE)
 
     @tf.function(jit_compile=True)
@@ -74,7 +71,17 @@ def bounds(model, x, k=5000, seed=0, progress=None, kept=None):
             total += tf.reduce_sum(tf.where(counted, log_w, 0.0), 0)
         return tf.stack([log_sum - math.log(k), total / k], axis=1)
 
-    return tuple(map_images(block, x, seed, progress=progress, kept=kept).T)
+    return block
+
+
+def bounds(model, x, k=5000, seed=0, progress=None, kept=None):
+    """L_k and the ELBO of each image from the same k samples, in nats: two arrays [n].
+
+    The log-mean-exp streams over chunks of samples (Burda et al. 2016 use L_5000 as log p(x)): memory does not grow
+    with k. x: [n, features] as fed to the encoder; seed: an integer; progress: the title of a bar, or None for none;
+    kept: see `map_images`.
+    """
+    return tuple(map_images(bounds_block(model, k), x, seed, progress=progress, kept=kept).T)
 
 
 def log_likelihood(model, x, k=5000, seed=0, progress=None):

@@ -13,10 +13,10 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 
-from command_line import OBJECTIVE_PARAMETERS, OBJECTIVES, fail, parse, problems, quiet_start, run_name
+from command_line import EVALUATION, OBJECTIVE_PARAMETERS, OBJECTIVES, fail, parse, problems, run_name, start_tensorflow
 from datasets_download import DatasetError
 from run_folder import lock
-from runs import compare, diagnose_run, evaluate_run, load_data, open_folder, plot_run, train_run
+from runs import compare, diagnose_run, evaluate_run, load_data, open_run, plot_run, train_run
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def runs_called(name):
 
 def resolve(names, overrides):
     """[(run name, Parameters)] of the runs that the command line asks for, without doubles."""
-    names = names or ([overrides["objective"]] if "objective" in overrides else COMPARE)
+    names = [overrides.get("objective", name) if name in OBJECTIVES else name for name in names or COMPARE]
     for name in ALIASES.keys() & names if overrides.get("k", 1) != 1 else ():
         sys.exit(
             f"experiments.py: {name} --k {overrides['k']}: {name} is {ALIASES[name]} at k = 1 alone: name another run"
@@ -141,7 +141,7 @@ def resolve(names, overrides):
         if found := problems(parameters):
             sys.exit("\n".join(f"experiments.py: {problem}" for problem in found))
         runs[run_name(base, parameters)] = parameters
-    for field in ("k_evaluation", "split"):
+    for field in EVALUATION:
         if len(values := {str(getattr(parameters, field)) for parameters in runs.values()}) > 1:
             sys.exit(f"experiments.py: {field} = {', '.join(values)}: one for all wanted: add --{field}")
     return list(runs.items())
@@ -169,32 +169,29 @@ def main(arguments=None):
         data = loaded[source] if source in loaded else loaded.setdefault(source, load_data(parameters))
         dataset = parameters.dataset if parameters.dataset.endswith(".npz") else data.name  # maybe the sample
         parameters = replace(parameters, dataset=dataset, binarization=data.binarization)
-        runs.append((open_folder(name, parameters, data), parameters, data))
+        runs.append(open_run(name, parameters, data))
     with contextlib.ExitStack() as locks:
-        for folder, *_ in runs:
-            locks.enter_context(lock(folder))
+        for run in runs:
+            locks.enter_context(lock(run.folder))
         perform(runs)
 
 
 def perform(runs):
-    """Train, evaluate, plot and compare runs [(folder, Parameters, data)], as far as each asks for it."""
-    with quiet_start():
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()
-    for folder, parameters, data in runs:
+    """Train, evaluate, plot and compare runs, as far as each asks for it."""
+    start_tensorflow()
+    for run in runs:
         for wanted, do in (
-            (parameters.train, train_run),
-            (parameters.evaluate, evaluate_run),
-            (parameters.plot, plot_run),
-            (parameters.diagnose, partial(diagnose_run, runs=GROUPS["estimators"])),
+            (run.parameters.train, train_run),
+            (run.parameters.evaluate, evaluate_run),
+            (run.parameters.plot, plot_run),
+            (run.parameters.diagnose, partial(diagnose_run, others=GROUPS["estimators"])),
         ):
             if wanted:
-                do(folder, parameters, data)
-    for place in dict.fromkeys(folder.parent for folder, *_ in runs):
-        folders = [folder for folder, *_ in runs if folder.parent == place]
-        if len(folders) > 1 and all((folder / "results.json").exists() for folder in folders):
-            compare(folders)
+                do(run)
+    for place in dict.fromkeys(run.folder.parent for run in runs):
+        together = [run for run in runs if run.folder.parent == place]
+        if len(together) > 1 and all((run.results / "results.json").exists() for run in together):
+            compare(together)
 
 
 if __name__ == "__main__":

@@ -75,14 +75,14 @@ def _bottom_of_curves(runs, scale):
 def reconstructions(runs):
     """Test images, a column each, above what each run's decoder makes of them, a row per way to choose z.
 
-    Reads image_shape [2], x_mean and x [n, features], reconstruction_mean, reconstruction_sample and
+    Reads split, image_shape [2], x_mean and x [n, features], reconstruction_mean, reconstruction_sample and
     reconstruction_resampled [n, features], k_resampling.
     """
     rows, before = [], ()  # rows: (heading above, label at the left, images [n, features])
     for run, arrays in runs.items():
         originals = arrays["x_mean"], arrays["x"]
         if not (before and all(map(np.array_equal, originals, before))):
-            rows += [(f"{run}: test images" if before else "", "original", originals[0])]
+            rows += [(f"{run}: images" if before else "", "original", originals[0])]
             rows += [("", "as fed to the encoder", originals[1])]
         resampled = f"importance-weighted\nresampling, k = {arrays['k_resampling']}"
         rows += [(run, "mean of q(z | x)", arrays["reconstruction_mean"])]
@@ -94,7 +94,7 @@ def reconstructions(runs):
     tops = height * np.arange(len(rows)) + 0.55 * np.cumsum([heading != "" for heading, *_ in rows])
     bottom = tops[-1] + height
     caption = "Rows of a run: decoder means at the z named at the left, where q is the run's encoder."
-    figure = _figure("Reconstructions of test images", caption, 0.65 + bottom * (WIDTH - 1.6) / count)
+    figure = _figure(f"Reconstructions of {_split(runs)} images", caption, 0.65 + bottom * (WIDTH - 1.6) / count)
     axes = figure.subplots()
     for top, (heading, _, images) in zip(tops, rows, strict=True):
         _tiles(axes, images, shape, count, top, **IMAGE_STYLE)
@@ -116,19 +116,19 @@ def prior_samples(runs):
 
 
 def posterior_scatter(runs):
-    """One sample of q(z|x) for each test image, by class: the aggregate posterior, not one input's.
+    """One sample of q(z|x) for each image, by class: the aggregate posterior, not one input's.
 
-    Reads posterior_samples [s, 2], posterior_projection ("latent" or "PCA"), posterior_explained [2] (shares
+    Reads split, posterior_samples [s, 2], posterior_projection ("latent" or "PCA"), posterior_explained [2] (shares
     of the variance) and labels [s] (-1: there are none; then, and for more than ten classes, one colour).
     """
     classes = np.unique(np.concatenate([arrays["labels"] for arrays in runs.values()]))
     classes = classes[:0] if classes[0] < 0 or len(classes) > len(PALETTE) else classes
     count, columns = max(len(arrays["posterior_samples"]) for arrays in runs.values()), _columns(len(runs))
-    caption = f"One sample of q(z | x), top layer, per test image ({count:,})"
+    caption = f"One sample of q(z | x), top layer, per {_split(runs)} image ({count:,})"
     caption += "; numbers at class medians" if len(classes) else ""
     caption += ". Not the posterior of any single image."
     height = min(5, (WIDTH - 0.5) / columns)
-    figure, panels = _panels(runs, "Aggregate posterior over the test set", caption, height)
+    figure, panels = _panels(runs, f"Aggregate posterior over the {_split(runs)} images", caption, height)
     reach = 1.05 * max(np.abs(arrays["posterior_samples"]).max() for arrays in runs.values())
     for (axes,), (run, arrays) in zip(panels, runs.items(), strict=True):
         points, labels = arrays["posterior_samples"], arrays["labels"]
@@ -179,11 +179,13 @@ def _spread(points, distance):
 def active_units(runs):
     """Histogram of log10 Var_x(E[z|x]) over latent units, a panel per run and stochastic layer.
 
-    Reads unit_variance_1 [d_1], unit_variance_2 [d_2], ... (nearest the data first) and active_threshold.
+    Reads split, unit_variance_1 [d_1], unit_variance_2 [d_2], ... (nearest the data first) and active_threshold.
     """
     variances = {run: _unit_variances(arrays) for run, arrays in runs.items()}
     highest = max(variance.max() for layers in variances.values() for variance in layers)
-    caption = "Variance over test images, per latent unit. Dark: active. The first bin also holds what is lower."
+    caption = (
+        f"Variance over {_split(runs)} images, per latent unit. Dark: active. The first bin also holds what is lower."
+    )
     rows = max(map(len, variances.values()))
     figure, panels = _panels(runs, "Active latent units", caption, 2.6, rows, sharex=True, sharey=True)
     for column, (run, arrays) in zip(panels, runs.items(), strict=True):
@@ -257,15 +259,15 @@ def _largest(units):
 
 
 def log_likelihoods(runs):
-    """Histogram of the estimates of log p(x) (nats) over test images, a panel per run, and their mean.
+    """Histogram of the estimates of log p(x) (nats) over images, a panel per run, and their mean.
 
-    Reads log_likelihoods [n_test], k_evaluation.
+    Reads split, log_likelihoods [n], k_evaluation.
     """
     pooled = np.concatenate([arrays["log_likelihoods"] for arrays in runs.values()])
     edges = np.histogram_bin_edges(pooled, bins=60)
-    caption = "Line: the mean, ± one standard error over the test images."
+    caption = "Line: the mean, ± one standard error over the images."
     caption += " Runs share the images: judge them by their paired difference." * (len(runs) > 1)
-    figure = _figure("Log-likelihood of each test image", caption, 1 + 1.8 * len(runs))
+    figure = _figure(f"Log-likelihood of each {_split(runs)} image", caption, 1 + 1.8 * len(runs))
     panels = figure.subplots(len(runs), sharex=True, sharey=True, squeeze=False)[:, 0]
     for i, (axes, (run, arrays)) in enumerate(zip(panels, runs.items(), strict=True)):
         values = arrays["log_likelihoods"]
@@ -282,7 +284,7 @@ def log_likelihoods(runs):
 def nll_differences(runs):
     """Each run's negative log-likelihood (nats) less the first run's, on the same images, with its standard error.
 
-    Reads log_likelihoods [n_test], k_evaluation.
+    Reads log_likelihoods [n], k_evaluation.
     """
     first, arrays = next(iter(runs.items()))
     reference = np.float64(arrays["log_likelihoods"])
@@ -479,6 +481,11 @@ def _label(axes, xlabel, ylabel):
 def _number(value, decimals=2):
     """A number with the same long minus sign as those on the axes."""
     return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def _split(runs):
+    """Which images the runs were evaluated on, the same for all: training, validation or test."""
+    return str(next(iter(runs.values()))["split"]).replace("train", "training")
 
 
 def _image_shape(runs):

@@ -7,11 +7,12 @@ import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from command_line import NOT_IN_NAME, run_name
-from datasets_download import Unavailable, binarize, grey, load_dataset
+from command_line import EVALUATION, NOT_IN_NAME, run_name
+from datasets_download import Dataset, Unavailable, binarize, grey, load_dataset
 from run_folder import check_parameters, digest, read_log, whole_file, write_text
 
 SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
@@ -39,24 +40,50 @@ def settings(parameters, data):
     return json.loads(json.dumps(asdict(parameters) | {"features": data.x_train.shape[1]}))
 
 
-def open_folder(name, parameters, data):
-    """The run's folder; leaves with the difference where it holds another run, or none though none is to be trained."""
+class Run(NamedTuple):
+    """A run: what was asked for, its data, and where it keeps what it makes."""
+
+    folder: Path  # what is trained
+    results: Path  # what is evaluated and drawn: see `results_folder`
+    parameters: object  # experiments.Parameters
+    data: Dataset
+
+    @property
+    def label(self):
+        """What figures call it: data set, folder, and the folder in it where there is one."""
+        return str(self.results.relative_to(self.folder.parents[1]))
+
+
+def open_run(name, parameters, data):
+    """The Run; leaves with the difference where its folder holds another, or none though none is to be trained."""
     folder = Path(parameters.results_dir) / data.name / f"{name}__seed{parameters.seed}"
+    results = results_folder(folder, parameters)
     if (folder / "parameters.json").exists():
         check_parameters(folder, settings(parameters, data), NOT_IN_NAME - {"dataset", "seed"})
     if not parameters.train and not (folder / "model.weights.h5").exists():
         sys.exit(f"experiments.py: no trained model in {folder}: run the same command without --train false")
-    if parameters.plot and not parameters.evaluate and not (folder / "results.json").exists():
-        sys.exit(f"experiments.py: {folder} is not evaluated: run the same command without --evaluate false")
-    return folder
+    if parameters.plot and not parameters.evaluate and not (results / "results.json").exists():
+        sys.exit(f"experiments.py: {results} is not evaluated: run the same command without --evaluate false")
+    return Run(folder, results, parameters, data)
 
 
-def train_run(folder, parameters, data):
+def results_folder(folder, parameters):
+    """Where an evaluation belongs: the first in the run's folder, others (k_evaluation, split) in one of their own.
+
+    So no evaluation replaces another. That of L_5000 after that of L_500 is in <folder>/k_evaluation5000.
+    """
+    path, asked = folder / "results.json", {field: getattr(parameters, field) for field in EVALUATION}
+    first = json.loads(path.read_text()) if path.exists() else asked
+    return folder / "__".join(f"{field}{value}" for field, value in asked.items() if first[field] != value)
+
+
+def train_run(run):
     """Train the run in its folder, or go on where it was stopped."""
     from evaluation import mean_bound
     from models import Autoencoder
     from training import objective_of, train
 
+    folder, _, parameters, data = run
     if (folder / "model.weights.h5").exists():
         print(f"{folder.name}: trained already")
         return
@@ -69,33 +96,33 @@ def train_run(folder, parameters, data):
 
 
 def evaluation_images(parameters, data):
-    """The images of the run's split, as they are fed to the encoder: one binarisation draw, the same for every run."""
+    """The images of a run's split, as they are fed to the encoder: one binarisation draw, the same for every run."""
     return binarize(getattr(data, f"x_{parameters.split}"), data.binarization, EVALUATION_SEED)
 
 
-def evaluate_run(folder, parameters, data):
+def evaluate_run(run):
     """Write results.json and log_likelihoods.npy of a run, unless they are of these weights and images already."""
     from models import load_run
 
-    model, x = load_run(folder), evaluation_images(parameters, data)
+    parameters, model, x = run.parameters, load_run(run.folder), evaluation_images(run.parameters, run.data)
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
     asked = (parameters.k_evaluation, EVALUATION_SEED, parameters.split, versions)
     key = digest(*model.get_weights(), x, repr(asked).encode())
-    written = [folder / "log_likelihoods.npy", folder / "results.json"]
-    if all(path.exists() for path in written) and read_results(folder).get("evaluation") == key:
-        print(f"{folder.name}: evaluated already")
+    written = [run.results / "log_likelihoods.npy", run.results / "results.json"]
+    if all(path.exists() for path in written) and read_results(run.results).get("evaluation") == key:
+        print(f"{run.label}: evaluated already")
     else:
-        write_results(folder, parameters, model, x, {"versions": versions, "evaluation": key})
-    shutil.rmtree(folder / "evaluation", ignore_errors=True)
+        write_results(run, model, x, {"versions": versions, "evaluation": key})
+    shutil.rmtree(run.results / "evaluation", ignore_errors=True)
 
 
-def write_results(folder, parameters, model, x, of):
+def write_results(run, model, x, of):
     """Evaluate a model on images x, going on from what a killed evaluation left. of: what the results are of."""
     from evaluation import active_units, bounds, unit_variances
 
-    title, kept = f"{folder.name} L_k", folder / "evaluation" / f"{of['evaluation']}.npz"
+    title, kept = f"{run.folder.name} L_k", run.results / "evaluation" / f"{of['evaluation']}.npz"
+    parameters, log = run.parameters, read_log(run.folder)
     log_likelihoods, elbos = bounds(model, x, parameters.k_evaluation, EVALUATION_SEED, title, kept)
-    log = read_log(folder)
     results = {
         "nll": -float(np.mean(log_likelihoods, dtype=np.float64)),
         "nll_standard_error": float(np.std(log_likelihoods, ddof=1, dtype=np.float64) / np.sqrt(len(x))),
@@ -110,54 +137,56 @@ def write_results(folder, parameters, model, x, of):
         "train_seconds": log[-1]["seconds"],
         **of,
     }
-    with whole_file(folder / "log_likelihoods.npy") as partial:
+    with whole_file(run.results / "log_likelihoods.npy") as partial:
         np.save(partial, log_likelihoods)
-    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    write_text(run.results / "results.json", json.dumps(results, indent=2) + "\n")
 
 
-def plot_run(folder, parameters, data):
+def plot_run(run):
     """Draw every plot of a trained and evaluated run into figures/, with the arrays that they show."""
     from evaluation import figure_arrays
     from models import load_run
     from plotting import PLOTS
 
-    log, x, results = read_log(folder), evaluation_images(parameters, data), read_results(folder)
+    _, place, parameters, data = run
+    log, x, results = read_log(run.folder), evaluation_images(parameters, data), read_results(place)
     x_mean, labels = grey(getattr(data, f"x_{parameters.split}")), getattr(data, f"y_{parameters.split}")
-    arrays = figure_arrays(load_run(folder), x_mean, x, labels, EVALUATION_SEED)
+    arrays = figure_arrays(load_run(run.folder), x_mean, x, labels, EVALUATION_SEED)
     arrays |= {name: np.array([r[name] for r in log]) for name in ("epoch", "bound_train", "bound_validation")}
     arrays["image_shape"] = np.array(data.image_shape)
-    arrays |= {name: np.array(results[name]) for name in ("log_likelihoods", "k_evaluation")}
-    with whole_file(folder / "figures" / "arrays.npz") as partial:
+    arrays |= {name: np.array(results[name]) for name in ("log_likelihoods", "k_evaluation", "split")}
+    with whole_file(place / "figures" / "arrays.npz") as partial:
         np.savez_compressed(partial, **arrays)
-    draw({label_of(folder): arrays}, folder / "figures", PLOTS)
+    draw({run.label: arrays}, place / "figures", PLOTS)
 
 
-def diagnose_run(folder, parameters, data, runs):
-    """Measure a trained net's importance weights, and the gradient and cost of each of `runs`: arrays and figures."""
+def diagnose_run(run, others):
+    """Measure a trained net's importance weights, and the gradient and cost of other runs on it: arrays and figures.
+
+    others: [Parameters], of which objective and k count.
+    """
     from diagnostics import diagnostic_arrays
     from losses import TARGETS
     from models import load_run
     from plotting import DIAGNOSTICS
     from training import gradients, objective_of, step_milliseconds
 
+    folder, place, parameters, data = run
     model, x = load_run(folder), evaluation_images(parameters, data)
-    estimators = {run.objective: objective_of(run) for run in runs}
+    estimators = {other.objective: objective_of(other) for other in others}
     arrays = diagnostic_arrays(model, gradients, estimators, TARGETS, x, parameters.batch, EVALUATION_SEED)
-    labels = [run_name((run.objective, replace(run, beta=None, groups=None, alpha=None)), run) for run in runs]
-    variants = [replace(run, batch=parameters.batch, binarization=parameters.binarization) for run in runs]
+    labels = [
+        run_name((other.objective, replace(other, beta=None, groups=None, alpha=None)), other) for other in others
+    ]
+    variants = [replace(other, batch=parameters.batch, binarization=parameters.binarization) for other in others]
     arrays |= {
         "label": np.array([re.sub(r"__([a-z]+)", r" \1 ", label) for label in labels]),
-        "step_k": np.array(runs[0].k),
+        "step_k": np.array(others[0].k),
         "step_milliseconds": step_milliseconds(model, data.x_train, variants),
     }
-    with whole_file(folder / "figures" / "diagnostics.npz") as partial:
+    with whole_file(place / "figures" / "diagnostics.npz") as partial:
         np.savez_compressed(partial, **arrays)
-    draw({label_of(folder): arrays}, folder / "figures", DIAGNOSTICS)
-
-
-def label_of(folder):
-    """What a run is called in figures: data set and name."""
-    return f"{folder.parent.name}/{folder.name}"
+    draw({run.label: arrays}, place / "figures", DIAGNOSTICS)
 
 
 def draw(runs, folder, plots):
@@ -170,28 +199,28 @@ def draw(runs, folder, plots):
     print(f"figures: {folder}/")
 
 
-def compare(folders):
+def compare(runs):
     """Print runs of one data set side by side, and write comparison.md and its figures beside their folders."""
     from evaluation import comparison_table
     from plotting import COMPARISONS, DIAGNOSTICS, PLOTS
 
-    place = folders[0].parent
+    place = runs[0].folder.parent
     try:
-        table = comparison_table({folder.name: read_results(folder) for folder in folders})
+        table = comparison_table({run.label.partition("/")[2]: read_results(run.results) for run in runs})
     except ValueError as error:
         sys.exit(f"experiments.py: {error}")
     text = f"# Runs on {place.name}\n\n{table}\n"
     print(f"\n{table}\n")
     for file, plots in (("arrays.npz", COMPARISONS | PLOTS), ("diagnostics.npz", DIAGNOSTICS)):
-        if all((folder / "figures" / file).exists() for folder in folders):
-            runs = {label_of(folder): np.load(folder / "figures" / file) for folder in folders}
-            draw(runs, place / "comparison", plots)
+        paths = {run.label: run.results / "figures" / file for run in runs}
+        if all(path.exists() for path in paths.values()):
+            draw({label: np.load(path) for label, path in paths.items()}, place / "comparison", plots)
             text += "".join(f"\n![{name}](comparison/{name}.png)\n" for name in plots)
     write_text(place / "comparison.md", text)
     print(f"comparison: {place}/comparison.md")
 
 
-def read_results(folder):
-    """What a run's evaluation left: the contents of results.json, and log_likelihoods [n]."""
-    results = json.loads((folder / "results.json").read_text())
-    return results | {"log_likelihoods": np.load(folder / "log_likelihoods.npy")}
+def read_results(place):
+    """What an evaluation left: the contents of results.json, and log_likelihoods [n]."""
+    results = json.loads((place / "results.json").read_text())
+    return results | {"log_likelihoods": np.load(place / "log_likelihoods.npy")}

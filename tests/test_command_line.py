@@ -432,6 +432,8 @@ def test_at_one_sample_both_names_are_one_run(alias, name):
 def test_doubles_run_once_and_order_is_kept():
     assert [name for name, _ in resolve(["iwae_l1_k5", "vae_l1_k5", "iwae_l1_k5"], {})] == ["iwae_l1_k5", "vae_l1_k5"]
     assert [name for name, _ in resolve(["iwae", "iwae"], {})] == ["iwae"]
+    assert [name for name, _ in resolve(["iwae", "vae"], {"objective": "stl"})] == ["stl"]
+    assert len({run_name(("run", BASE), replace(BASE, clip_norm=limit)) for limit in (1, 1.0)}) == 1
 
 
 def test_objective_alone_is_one_run():
@@ -505,7 +507,7 @@ def test_folder(arguments, folder, tmp_path):
     names, overrides, _ = parsed(*arguments.split())
     ((name, parameters),) = resolve(names, overrides)
     parameters = replace(parameters, results_dir=str(tmp_path))
-    found = experiments.open_folder(name, parameters, tiny_dataset())
+    found = experiments.open_run(name, parameters, tiny_dataset()).folder
     folder = folder or "vae_l1_k1__latent_units100-50__hidden_units200-200_100__seed0"
     assert found == tmp_path / "tiny" / folder
     assert not (tmp_path / "tiny").exists()  # asking for a folder makes none

@@ -161,7 +161,12 @@ def test_figure_arrays_feed_every_plot(small_net, x_small, layers, labelled):
     labels = np.arange(60) % 3 if labelled else None
     arrays = figure_arrays(small_net(layers), x_small, x_small, labels)
     log = {"epoch": np.arange(1, 3), "bound_train": -np.ones(2), "bound_validation": -np.ones(2)}
-    arrays |= log | {"image_shape": np.array([3, 4]), "log_likelihoods": -np.arange(60.0), "k_evaluation": np.array(5)}
+    arrays |= log | {
+        "image_shape": np.array([3, 4]),
+        "split": np.array("test"),
+        "log_likelihoods": -np.arange(60.0),
+        "k_evaluation": np.array(5),
+    }
     assert len(arrays["x"]) == (3 if labelled else 10)
     assert f"unit_variance_{layers}" in arrays and f"unit_variance_{layers + 1}" not in arrays
     for plot in PLOTS.values():

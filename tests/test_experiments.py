@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,18 @@ def test_load_run_gives_the_model_back(iwae, tiny):
     assert not np.allclose(other, again, rtol=1e-5)
 
 
+def test_the_readmes_example(iwae, tiny, capsys):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    for there, here in (("results/mnist/iwae__seed0", iwae), ('"mnist"', repr(str(tiny)))):
+        assert there in code
+        code = code.replace(there, str(here))
+    found = {}
+    exec(code, found)
+    assert found["images"].shape == (30, 36) and found["samples"].shape == (16, 36)
+    mean, shape = re.fullmatch(r"(\S+) (\(.*\))\n", capsys.readouterr().out).groups()
+    assert float(mean) < 0 and shape == "(30, 3)"
+
+
 def test_second_call_trains_nothing(run, comparison, iwae, monkeypatch, capsys):
     """Nor does it write a model or a checkpoint; evaluated again, the results are the same."""
     before, results = contents(comparison), results_of(iwae)
@@ -273,25 +286,19 @@ def test_figures_without_evaluation_are_refused_before_training(run, tmp_path, m
 def test_several_runs_are_trained_alone(run, tmp_path, monkeypatch):
     """Nothing is there to compare yet, and nothing is wrong with that."""
     trained = []
-    monkeypatch.setattr(experiments, "train_run", lambda folder, *_: trained.append(folder.name))
+    monkeypatch.setattr(experiments, "train_run", lambda run: trained.append(run.folder.name))
     run(tmp_path, *TRAIN_ALONE)
     assert trained == [f"vae{NAME}", f"iwae{NAME}"]
 
 
-def test_other_seed_or_k_evaluation_on_disk_is_no_traceback(run, comparison, tmp_path):
+def test_results_of_other_images_are_not_compared(comparison, iwae, tmp_path):
     """Results on disk that were evaluated in another way cannot stand in one table: one line says so."""
-    for folder in comparison.glob("*iwae*"):
-        copy = tmp_path / "tiny" / folder.name
-        copy.mkdir(parents=True)
-        vae = tmp_path / "tiny" / folder.name.replace("iwae", "vae")
-        vae.mkdir()
-        for name in ("results.json", "log_likelihoods.npy"):
-            (copy / name).write_bytes((folder / name).read_bytes())
-            (vae / name).write_bytes((folder / name).read_bytes())
-        results = results_of(vae) | {"k_evaluation": 5}
-        (vae / "results.json").write_text(json.dumps(results))
-        line = leaves(experiments.compare, [copy, vae])
-        assert line.startswith("experiments.py: ") and "different ways" in line and "\n" not in line
+    shutil.copytree(comparison, tmp_path / "tiny")
+    pair = [runs.Run(place, place, None, None) for place in (tmp_path / "tiny").glob("*__seed0")]
+    edited = results_of(pair[0].folder) | {"dataset": "elsewhere.npz"}
+    (pair[0].folder / "results.json").write_text(json.dumps(edited))
+    line = leaves(experiments.compare, pair)
+    assert line.startswith("experiments.py: ") and "different ways" in line and "\n" not in line
 
 
 @pytest.mark.parametrize(
@@ -522,14 +529,24 @@ def test_continuous_data_without_labels(run, tmp_path, tiny):
     assert {path.stem for path in (folder / "figures").glob("*.png")} == set(PLOTS)
 
 
-def test_split(run, alone):
-    place = alone.parents[1]
-    data = {"train": 120, "validation": 20}
-    for split, n in data.items():
-        run(place, "iwae", "--train", "false", *NO_PLOT, "--split", split)
-        results = results_of(alone)
-        assert results["split"] == split and results[f"n_{split}"] == n and "n_test" not in results
-        assert np.load(alone / "log_likelihoods.npy").shape == (n,)
+def test_no_evaluation_replaces_another(run, alone, tmp_path, uncompiled):
+    """The first lies in the run's folder; with other images or another k it has a folder of its own, and figures."""
+    evaluated = shutil.ignore_patterns("results.json", "log_likelihoods.npy", "figures")
+    folder = shutil.copytree(alone, tmp_path / "tiny" / alone.name, ignore=evaluated)
+    first = ("--split", "validation")
+    for options, place, n in [
+        ((*first, *NO_PLOT), ".", 20),
+        (("--k_evaluation", "4", *NO_PLOT), "k_evaluation4__splittest", 30),
+        ((*first, "--k_evaluation", "4", *NO_PLOT), "k_evaluation4", 20),
+        (("--split", "train"), "splittrain", 120),
+        ((*first, *NO_PLOT), ".", 20),
+    ]:
+        before = contents(folder)
+        run(tmp_path, "iwae", "--train", "false", *options)
+        results = results_of(folder / place)
+        assert results[f"n_{results['split']}"] == n and np.load(folder / place / "log_likelihoods.npy").shape == (n,)
+        assert {path: contents(folder)[path] for path in before} == before
+    assert str(np.load(folder / "splittrain" / "figures" / "arrays.npz")["split"]) == "train"
 
 
 def test_unreachable_mnist_goes_on_with_the_sample(run, tiny, tmp_path, monkeypatch, capsys, uncompiled):

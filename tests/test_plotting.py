@@ -50,6 +50,7 @@ def make_arrays(seed, epochs=4, image_shape=(6, 5), layers=1, classes=10):
         "bound_train": -100 - 50 / np.arange(1.0, epochs + 1),
         "bound_validation": -101 - 50 / np.arange(1.0, epochs + 1) - seed,
         "image_shape": np.array(image_shape),
+        "split": np.array("test"),
         "x_mean": np.random.default_rng(99).random((images, features)),
         "x": np.random.default_rng(98).integers(0, 2, (images, features)),
         "k_resampling": np.array(100),
