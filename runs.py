@@ -191,7 +191,7 @@ def diagnose_run(run, others):
 
 def draw(runs, folder, plots):
     """Save every plot of a table, of the runs {label: arrays}, into a folder."""
-    from plotting import save_figure
+    from canvas import save_figure
 
     for name, plot in plots.items():
         with whole_file(folder / f"{name}.png") as partial:

@@ -10,7 +10,8 @@ import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from plotting import COMPARISONS, DIAGNOSTICS, PALETTE, PLOTS, save_figure
+from canvas import PALETTE, save_figure
+from plotting import COMPARISONS, DIAGNOSTICS, PLOTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -379,7 +380,7 @@ def fresh_process():
 import sys
 import matplotlib
 before, backend = dict(matplotlib.rcParams.copy()), matplotlib.rcParams._get_backend_or_none()
-import plotting
+import canvas, plotting
 print("tensorflow" in sys.modules, "matplotlib.pyplot" in sys.modules)
 import tempfile, pathlib
 sys.path.insert(0, "tests")
@@ -387,7 +388,7 @@ folder = pathlib.Path(tempfile.mkdtemp())
 sys.modules["pytest"] = __import__("pytest")
 from test_plotting import EVERY_PLOT, RUNS
 for name, plot in EVERY_PLOT.items():
-    plotting.save_figure(plot(RUNS["three"]), folder / f"{name}.png")
+    canvas.save_figure(plot(RUNS["three"]), folder / f"{name}.png")
 print("tensorflow" in sys.modules, "matplotlib.pyplot" in sys.modules)
 print(dict(matplotlib.rcParams.copy()) == before, matplotlib.rcParams._get_backend_or_none() == backend)
 """
