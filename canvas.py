@@ -3,7 +3,11 @@
 import textwrap
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 WIDTH = 8.3  # inches: a README shows about 830 pixels, so that an inch is 100 of them
 DPI = 160
@@ -42,7 +46,7 @@ def name_panel(axes, run, count, text=""):
     """The run's name above its panel, broken where its parts meet if `count` panels leave no room for it."""
     lines = textwrap.wrap(run.replace("__", "__ "), 90 // columns_of(count))
     name = "\n".join(lines).replace("__ ", "__")
-    axes.set_title(f"{name}\n{text}".strip(), loc="left", fontsize=TEXT)
+    axes.set_title("\n".join(filter(None, [name, text])), loc="left", fontsize=TEXT)
 
 
 def label_axes(axes, xlabel, ylabel):
@@ -108,9 +112,51 @@ def tile_figure(title, caption, image_shape, width, rows, styles):
     return figure, panels
 
 
+def classes_of(runs):
+    """The classes that the labels of all runs name; none where there are no labels, or more classes than colours."""
+    classes = np.unique(np.concatenate([arrays["labels"] for arrays in runs.values()]))
+    return classes[:0] if classes[0] < 0 or len(classes) > len(PALETTE) else classes
+
+
+def scatter_classes(axes, points, labels, classes, reach):
+    """Points [s, 2] in the colours of their classes, on square axes that reach so far from 0."""
+    colours = np.take(PALETTE, np.searchsorted(classes, labels)) if len(classes) else PALETTE[0]
+    axes.scatter(*points.T, s=4, c=colours, alpha=0.4, linewidths=0)
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", anchor="NW")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+
+
+def class_legend(place, classes, **where):
+    """The colour of each class, in a figure or panel."""
+    style = {"marker": "o", "linestyle": ""}
+    dots = [Line2D([], [], color=c, label=n, **style) for n, c in zip(classes, PALETTE, strict=False)]
+    if dots:
+        place.legend(handles=dots, frameon=False, fontsize=SMALL, handletextpad=0, **where)
+
+
+def projection_names(projection, shares, of=" of variance"):
+    """The names of both axes: latent units, or principal components with their share [2] of the variance."""
+    if str(projection) == "latent":
+        return ["latent unit 1", "latent unit 2"]
+    return [f"PCA {i} ({share:.0%}{of})" for i, share in enumerate(shares, 1)]
+
+
 def save_figure(figure, path):
     """Writes a PNG about 1,300 pixels wide: the same bytes for the same figure."""
     # The layout creeps each time it is computed and a second PNG would differ: computed once, it stays.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     figure.savefig(path, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+
+
+def save_animation(figures, path):
+    """Writes figures of one size as a GIF that goes on for ever."""
+    frames = []
+    for figure in figures:
+        figure.set_dpi(100)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(128))
+    pauses = [800] * (len(frames) - 1) + [2400]  # milliseconds
+    frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:], duration=pauses, loop=0)

@@ -9,7 +9,6 @@ Nothing here opens a window, needs a display or touches `rcParams`: figures are 
 import textwrap
 
 import numpy as np
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from canvas import (
@@ -19,6 +18,8 @@ from canvas import (
     TEXT,
     WIDTH,
     cell_height,
+    class_legend,
+    classes_of,
     columns_of,
     draw_tiles,
     image_shape_of,
@@ -27,8 +28,20 @@ from canvas import (
     new_figure,
     number,
     panels_of,
+    projection_names,
+    scatter_classes,
     split_of,
     tile_figure,
+)
+from plotting_posterior import (
+    aggregate_over_training,
+    bound_against_k,
+    common_epochs,
+    log_weights,
+    manifold,
+    posterior_of_one_input,
+    posterior_samples,
+    posterior_side_by_side,
 )
 
 MAX_TILES = 100  # weight images shown per panel
@@ -133,8 +146,7 @@ def posterior_scatter(runs):
     Reads split, posterior_samples [s, 2], posterior_projection ("latent" or "PCA"), posterior_explained [2] (shares
     of the variance) and labels [s] (-1: there are none; then, and for more than ten classes, one colour).
     """
-    classes = np.unique(np.concatenate([arrays["labels"] for arrays in runs.values()]))
-    classes = classes[:0] if classes[0] < 0 or len(classes) > len(PALETTE) else classes
+    classes = classes_of(runs)
     count, columns = max(len(arrays["posterior_samples"]) for arrays in runs.values()), columns_of(len(runs))
     caption = f"One sample of q(z | x), top layer, per {split_of(runs)} image ({count:,})"
     caption += "; numbers at class medians" if len(classes) else ""
@@ -144,19 +156,11 @@ def posterior_scatter(runs):
     reach = 1.05 * max(np.abs(arrays["posterior_samples"]).max() for arrays in runs.values())
     for (axes,), (run, arrays) in zip(panels, runs.items(), strict=True):
         points, labels = arrays["posterior_samples"], arrays["labels"]
-        colours = np.take(PALETTE, np.searchsorted(classes, labels)) if len(classes) else PALETTE[0]
-        axes.scatter(*points.T, s=4, c=colours, alpha=0.4, linewidths=0)
-        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", anchor="NW")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        label_axes(axes, *_projection_names(arrays))
+        scatter_classes(axes, points, labels, classes, reach)
+        label_axes(axes, *projection_names(arrays["posterior_projection"], arrays["posterior_explained"]))
         name_panel(axes, run, len(runs))
         _class_badges(axes, points, labels, classes, 0.08 * columns * reach)
-    style = {"marker": "o", "linestyle": ""}
-    dots = [Line2D([], [], color=c, label=n, **style) for n, c in zip(classes, PALETTE, strict=False)]
-    if dots:
-        place = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "handletextpad": 0}
-        panels[columns - 1, 0].legend(handles=dots, frameon=False, fontsize=SMALL, **place)
+    class_legend(panels[columns - 1, 0], classes, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -168,14 +172,6 @@ def _class_badges(axes, points, labels, classes, distance):
         ring = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": PALETTE[i], "linewidth": 2}
         style = {"ha": "center", "va": "center", "fontsize": SMALL, "fontweight": "bold"}
         axes.text(*place, classes[i], bbox=ring, **style)
-
-
-def _projection_names(arrays):
-    """The names of both axes: latent units, or principal components with their share of the variance."""
-    if str(arrays["posterior_projection"]) == "latent":
-        return ["latent unit 1", "latent unit 2"]
-    shares = arrays["posterior_explained"]
-    return [f"PCA {i} ({share:.0%} of variance)" for i, share in enumerate(shares, 1)]
 
 
 def _spread(points, distance):
@@ -193,7 +189,7 @@ def active_units(runs):
 
     Reads split, unit_variance_1 [d_1], unit_variance_2 [d_2], ... (nearest the data first) and active_threshold.
     """
-    variances = {run: _unit_variances(arrays) for run, arrays in runs.items()}
+    variances = {run: _layers_of(arrays, "unit_variance") for run, arrays in runs.items()}
     highest = max(variance.max() for layers in variances.values() for variance in layers)
     caption = (
         f"Variance over {split_of(runs)} images, per latent unit. Dark: active. The first bin also holds what is lower."
@@ -232,9 +228,9 @@ def _variance_histogram(axes, variance, threshold, highest):
     label_axes(axes, "log₁₀ Var(E[z | x])", "latent units")
 
 
-def _unit_variances(arrays):
-    """The arrays unit_variance_1, unit_variance_2, ... as far as they are there."""
-    names = (f"unit_variance_{layer}" for layer in range(1, 100))
+def _layers_of(arrays, name):
+    """The arrays name_1, name_2, ... as far as they are there."""
+    names = (f"{name}_{layer}" for layer in range(1, 100))
     return [arrays[name] for name in names if name in arrays]
 
 
@@ -271,25 +267,80 @@ def _largest(units):
 
 
 def log_likelihoods(runs):
-    """Histogram of the estimates of log p(x) (nats) over images, a panel per run, and their mean.
+    """Histogram of the estimates of log p(x) (nats) over images, their mean, and the images at both ends, run by run.
 
-    Reads split, log_likelihoods [n], k_evaluation.
+    Reads split, image_shape [2], log_likelihoods [n], k_evaluation, extreme_x_mean [2 e, features]: lowest e, highest.
     """
     pooled = np.concatenate([arrays["log_likelihoods"] for arrays in runs.values()])
     edges = np.histogram_bin_edges(pooled, bins=60)
-    caption = "Line: the mean, ± one standard error over the images."
+    caption = (
+        "Line: the mean, ± one standard error over the images. Below: the images of lowest and of highest estimate."
+    )
     caption += " Runs share the images: judge them by their paired difference." * (len(runs) > 1)
-    figure = new_figure(f"Log-likelihood of each {split_of(runs)} image", caption, 1 + 1.8 * len(runs))
-    panels = figure.subplots(len(runs), sharex=True, sharey=True, squeeze=False)[:, 0]
-    for i, (axes, (run, arrays)) in enumerate(zip(panels, runs.items(), strict=True)):
-        values = arrays["log_likelihoods"]
+    shape = image_shape_of(runs)
+    figure = new_figure(f"Log-likelihood of each {split_of(runs)} image", caption, 1 + 2.5 * len(runs))
+    panels = figure.subplots(2 * len(runs), height_ratios=[1, 0.32] * len(runs), sharex=False)
+    for i, (axes, below, (run, arrays)) in enumerate(zip(panels[0::2], panels[1::2], runs.items(), strict=True)):
+        values, extremes = arrays["log_likelihoods"], arrays["extreme_x_mean"]
         error = values.std(ddof=1) / np.sqrt(len(values))
         axes.hist(values, bins=edges, color=PALETTE[i % 10], alpha=0.75)
         axes.axvline(values.mean(), color="black", linewidth=1.6)
+        axes.sharex(panels[0])
+        axes.sharey(panels[0])
         mean = f"mean {number(values.mean())} ± {error:.2f} nats"
         label_axes(axes, "", "images")
         name_panel(axes, run, 1, f"{mean} ({len(values):,} images, k = {arrays['k_evaluation']})")
-    panels[-1].set_xlabel("estimate of log p(x) by k importance samples (nats)", fontsize=TEXT)
+        draw_tiles(below, extremes, shape, len(extremes), **IMAGE_STYLE)
+        below.set(xlim=(0, len(extremes)), ylim=(cell_height(shape), 0))
+        middle = len(extremes) / 2
+        below.axvline(middle - 0.03, color=PALETTE[i % 10], linewidth=3)
+        below.set_xticks([0.5 * middle, 1.5 * middle], ["lowest", "highest"], fontsize=SMALL)
+    panels[-2].set_xlabel("estimate of log p(x) by k importance samples (nats)", fontsize=TEXT)
+    return figure
+
+
+def unit_kl(runs):
+    """What each latent unit tells of the image: its share of KL(q(z | x) || p(z)) in nats, largest first.
+
+    Reads split, unit_kl_1 [d_1], unit_kl_2 [d_2], ... (nearest the data first).
+    """
+    values = {run: _layers_of(arrays, "unit_kl") for run, arrays in runs.items()}
+    rows = max(map(len, values.values()))
+    caption = f"log q(z_i | ..) − log p(z_i | ..), means over {split_of(runs)} images. Units at 0 are not used."
+    figure, panels = panels_of(runs, "Information in each latent unit", caption, 2.4, rows, sharey=True)
+    for column, (run, layers) in zip(panels, values.items(), strict=True):
+        for layer, (axes, units) in enumerate(zip(column, layers, strict=False), 1):
+            axes.bar(np.arange(1, len(units) + 1), np.sort(units)[::-1], color=PALETTE[0], width=0.8)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            label_axes(axes, "unit, by rank", "KL (nats)")
+            text = f"layer {layer}: " if rows > 1 else ""
+            name_panel(axes, run, len(runs), f"{text}{number(units.sum(), 1)} nats")
+        for axes in column[len(layers) :]:
+            axes.remove()
+    return figure
+
+
+def interpolation(runs):
+    """Decoder means on straight ways through z_1 between images, a row per pair, the images themselves at both ends.
+
+    Reads image_shape [2], x_mean [n, features], interpolation [pairs, steps, features]: from image 0 to 1, 2 to 3, ...
+    """
+    rows = {}
+    for run, arrays in runs.items():
+        pairs, steps = arrays["interpolation"].shape[:2]
+        ends = arrays["x_mean"][: 2 * pairs].reshape(pairs, 2, -1)
+        rows[run] = np.concatenate([ends[:, :1], arrays["interpolation"], ends[:, 1:]], axis=1)
+    caption = (
+        "First and last column: the images. Between them: decoder means at equal steps from E[z_1 | x] of the one "
+    )
+    caption += "to that of the other."
+    shape, columns = image_shape_of(runs), steps + 2
+    height = 0.4 + pairs * cell_height(shape) * (WIDTH - 0.2) / columns_of(len(runs)) / columns
+    figure, panels = panels_of(runs, "Interpolation through the latent space", caption, height)
+    for (axes,), (run, images) in zip(panels, rows.items(), strict=True):
+        draw_tiles(axes, images.reshape(-1, images.shape[-1]), shape, columns, **IMAGE_STYLE)
+        axes.set(xlim=(0, columns), ylim=(pairs * cell_height(shape), 0))
+        name_panel(axes, run, len(runs))
     return figure
 
 
@@ -450,18 +501,63 @@ def _apart(heights, gap):
     return places[np.argsort(order)]
 
 
+def in_training(plot, names):
+    """A function of runs that gives a plot as it was at each epoch that all runs kept: figures for an animation.
+
+    names: the arrays that the plot reads, each snapshot_... with the epochs snapshot_epoch [e] on its first axis.
+    """
+
+    def frames(runs):
+        figures = []
+        for epoch in common_epochs(runs):
+            then = {}
+            for run, arrays in runs.items():
+                at = arrays["snapshot_epoch"].tolist().index(epoch)
+                then[f"{run}, epoch {epoch}"] = {**arrays} | {name: arrays[f"snapshot_{name}"][at] for name in names}
+            figures.append(plot(then))
+        return figures
+
+    return frames
+
+
 PLOTS = {
     function.__name__: function
     for function in (
         training_curves,
         reconstructions,
+        interpolation,
         prior_samples,
+        posterior_side_by_side,
+        posterior_of_one_input,
+        manifold,
+        aggregate_over_training,
         posterior_scatter,
+        posterior_samples,
         active_units,
+        unit_kl,
         weights,
+        bound_against_k,
+        log_weights,
         log_likelihoods,
     )
 }
+
+# The array without which a plot has nothing to show: nets of two latent units have grids, some runs have snapshots.
+NEEDS = dict.fromkeys(("posterior_side_by_side", "posterior_of_one_input", "manifold"), "grid_k")
+NEEDS |= {"aggregate_over_training": "snapshot_posterior_samples"}
+
+GRIDS = ("grid_centre", "grid_half", "grid_log_density", "grid_kl")
+ANIMATIONS = {
+    "prior_samples_in_training": in_training(prior_samples, ["prior_samples"]),
+    "posterior_in_training": in_training(posterior_side_by_side, GRIDS),
+}
+NEEDS |= {"prior_samples_in_training": "snapshot_epoch", "posterior_in_training": "snapshot_grid_k"}
+
+
+def applicable(plots, runs):
+    """The plots of a table for which every run has the arrays."""
+    return {name: plot for name, plot in plots.items() if all(NEEDS.get(name, "epoch") in a for a in runs.values())}
+
 
 COMPARISONS = {function.__name__: function for function in (nll_differences,)}
 

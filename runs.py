@@ -17,6 +17,7 @@ from run_folder import check_parameters, digest, read_log, whole_file, write_tex
 
 SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
 VERSIONS = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # recorded with the results
+EXTREMES = 8  # images of lowest, and of highest, likelihood that are shown
 EVALUATION_SEED = 2016  # of the binarised test draw and the evaluation's samples: the same for every run
 
 
@@ -145,19 +146,27 @@ def write_results(run, model, x, of):
 def plot_run(run):
     """Draw every plot of a trained and evaluated run into figures/, with the arrays that they show."""
     from evaluation import figure_arrays
-    from models import load_run
-    from plotting import PLOTS
+    from models import load_run, snapshots
+    from plotting import ANIMATIONS, PLOTS
+    from posterior import posterior_arrays, snapshot_arrays
 
     _, place, parameters, data = run
     log, x, results = read_log(run.folder), evaluation_images(parameters, data), read_results(place)
     x_mean, labels = grey(getattr(data, f"x_{parameters.split}")), getattr(data, f"y_{parameters.split}")
-    arrays = figure_arrays(load_run(run.folder), x_mean, x, labels, EVALUATION_SEED)
+    model, kept = load_run(run.folder), snapshots(run.folder)
+    arrays = figure_arrays(model, x_mean, x, labels, EVALUATION_SEED)
+    arrays |= posterior_arrays(model, x_mean, x, labels, EVALUATION_SEED)
+    if kept:
+        kept[len(log)] = run.folder / "model.weights.h5"
+        arrays |= snapshot_arrays(model, kept, x, labels, EVALUATION_SEED)
     arrays |= {name: np.array([r[name] for r in log]) for name in ("epoch", "bound_train", "bound_validation")}
     arrays["image_shape"] = np.array(data.image_shape)
     arrays |= {name: np.array(results[name]) for name in ("log_likelihoods", "k_evaluation", "split")}
+    order = np.argsort(results["log_likelihoods"])
+    arrays["extreme_x_mean"] = x_mean[[*order[:EXTREMES], *order[-EXTREMES:]]]
     with whole_file(place / "figures" / "arrays.npz") as partial:
         np.savez_compressed(partial, **arrays)
-    draw({run.label: arrays}, place / "figures", PLOTS)
+    draw({run.label: arrays}, place / "figures", PLOTS, ANIMATIONS)
 
 
 def diagnose_run(run, others):
@@ -189,14 +198,19 @@ def diagnose_run(run, others):
     draw({run.label: arrays}, place / "figures", DIAGNOSTICS)
 
 
-def draw(runs, folder, plots):
-    """Save every plot of a table, of the runs {label: arrays}, into a folder."""
-    from canvas import save_figure
+def draw(runs, folder, plots, animations=()):
+    """Save every plot and animation of the tables that the runs {label: arrays} have arrays for; the files' names."""
+    from canvas import save_animation, save_figure
+    from plotting import applicable
 
-    for name, plot in plots.items():
-        with whole_file(folder / f"{name}.png") as partial:
-            save_figure(plot(runs), partial)
+    made = []
+    for table, ending, save in ((plots, "png", save_figure), (dict(animations), "gif", save_animation)):
+        for name, plot in applicable(table, runs).items():
+            with whole_file(folder / f"{name}.{ending}") as partial:
+                save(plot(runs), partial)
+            made.append(f"{name}.{ending}")
     print(f"figures: {folder}/")
+    return made
 
 
 def compare(runs):
@@ -214,8 +228,8 @@ def compare(runs):
     for file, plots in (("arrays.npz", COMPARISONS | PLOTS), ("diagnostics.npz", DIAGNOSTICS)):
         paths = {run.label: run.results / "figures" / file for run in runs}
         if all(path.exists() for path in paths.values()):
-            draw({label: np.load(path) for label, path in paths.items()}, place / "comparison", plots)
-            text += "".join(f"\n![{name}](comparison/{name}.png)\n" for name in plots)
+            made = draw({label: np.load(path) for label, path in paths.items()}, place / "comparison", plots)
+            text += "".join(f"\n![{Path(name).stem}](comparison/{name})\n" for name in made)
     write_text(place / "comparison.md", text)
     print(f"comparison: {place}/comparison.md")
 
