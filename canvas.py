@@ -42,11 +42,23 @@ def panels_of(runs, title, caption, height, rows=1, **subplots):
     return figure, panels[: len(runs)]
 
 
+def broken(run, width):
+    """A run's name in lines of at most so many characters, broken where its parts meet."""
+    return textwrap.fill(run.replace("__", "__ "), width).replace("__ ", "__")
+
+
 def name_panel(axes, run, count, text=""):
     """The run's name above its panel, broken where its parts meet if `count` panels leave no room for it."""
-    lines = textwrap.wrap(run.replace("__", "__ "), 90 // columns_of(count))
-    name = "\n".join(lines).replace("__ ", "__")
-    axes.set_title("\n".join(filter(None, [name, text])), loc="left", fontsize=TEXT)
+    name = broken(run, 90 // columns_of(count))
+    axes.set_title(f"{name}\n{text}".strip(), loc="left", fontsize=TEXT)
+
+
+def name_row(axes, run, lines):
+    """The run's name over a row of panels, above the first one's title of so many lines."""
+    style = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom", "fontsize": TEXT}
+    axes.annotate(
+        textwrap.fill(run.replace("__", "__ "), 100).replace("__ ", "__"), (0, 1), (0, 8 + 12 * lines), **style
+    )
 
 
 def label_axes(axes, xlabel, ylabel):

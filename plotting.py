@@ -17,6 +17,7 @@ from canvas import (
     SMALL,
     TEXT,
     WIDTH,
+    broken,
     cell_height,
     class_legend,
     classes_of,
@@ -365,7 +366,7 @@ def nll_differences(runs):
         style = {"ha": "center", "fontsize": SMALL, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
         axes.annotate(text, (mean, row), (0, 5), textcoords="offset points", **style)
     label_axes(axes, "NLL difference (nats): lower is better", "")
-    axes.set_yticks(rows, [textwrap.fill(run.replace("__", "__ "), 36).replace("__ ", "__") for run in runs])
+    axes.set_yticks(rows, [broken(run, 36) for run in runs])
     axes.set_ylim(len(runs) - 0.5, -0.8)
     axes.margins(x=0.1)
     return figure

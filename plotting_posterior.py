@@ -18,6 +18,7 @@ from canvas import (
     image_shape_of,
     label_axes,
     name_panel,
+    name_row,
     new_figure,
     number,
     panels_of,
@@ -57,7 +58,8 @@ def posterior_of_one_input(runs):
         _thumbnail(first, arrays["grid_x"][i], image_shape_of(runs))
         text = f"{split_of(runs)} image {arrays['grid_index'][i]}:\nKL above {arrays['grid_share'][i]:.0%}\nof images"
         first.text(0, -0.05, text, transform=first.transAxes, va="top", fontsize=SMALL)
-        name_panel(first, *((run, 1, " \n ") if i == shown[0] else ("", 1)))  # above the names of the others
+        if i == shown[0]:
+            name_row(others[0], run, 2)
         for j, (axes, name) in enumerate(zip(others, names, strict=True)):
             _density(axes, arrays, i, j)
             axes.scatter(*arrays["grid_samples"][i, j].T, s=1.5, color="black", alpha=0.5, linewidths=0)
@@ -84,10 +86,11 @@ def posterior_side_by_side(runs):
     for axes, image in zip(panels[0], first["grid_x"], strict=False):
         _thumbnail(axes, image, image_shape_of(runs))
     for row, (run, arrays) in zip(panels[1:], runs.items(), strict=True):
+        name_row(row[0], run, 1)
         for i, axes in enumerate(row):
             _density(axes, arrays, i, 0)
             _contours(axes, arrays, i, 1, colors=OTHER, linewidths=1.4)
-            name_panel(axes, run if i == 0 else "", 1, f"KL(q ‖ p) {arrays['grid_kl'][i, 1]:.3g}")
+            name_panel(axes, f"KL {arrays['grid_kl'][i, 1]:.2g}", 1)
     return figure
 
 
@@ -100,14 +103,13 @@ def aggregate_over_training(runs):
     epochs = epochs[:1] * (len(epochs) > 2) + epochs[-2:]
     samples = {run: arrays["snapshot_posterior_samples"] for run, arrays in runs.items()}
     count = len(next(iter(samples.values()))[0])
-    caption = (
-        f"One sample of q(z | x) for each of {count:,} {split_of(runs)} images: not the posterior of a single one. "
-    )
+    caption = f"One sample of q(z | x) for each of {count:,} {split_of(runs)} images: not that of any single one. "
     caption += "Rings: the areas that hold 50 % and 95 % of the prior."
     figure = new_figure("Aggregate posterior as the net was trained", caption, 0.9 + 2.8 * len(runs))
     panels = figure.subplots(len(runs), len(epochs), squeeze=False, sharex=True, sharey=True)
     reach = max(np.quantile(np.abs(points), 0.999) for points in samples.values())
     for row, (run, arrays) in zip(panels, runs.items(), strict=True):
+        name_row(row[0], run, 1)
         for axes, epoch in zip(row, epochs, strict=True):
             points = samples[run][list(arrays["snapshot_epoch"]).index(epoch)]
             scatter_classes(axes, points, arrays["labels"][:count], classes, reach)
@@ -116,7 +118,7 @@ def aggregate_over_training(runs):
                 axes.add_patch(Circle((0, 0), radius, fill=False, edgecolor="black", linewidth=1))
             axes.tick_params(labelsize=SMALL)
             axes.spines[["top", "right"]].set_visible(False)
-            name_panel(axes, run if epoch == epochs[0] else "", 1, f"epoch {epoch}")
+            name_panel(axes, f"epoch {epoch}", 1)
     class_legend(figure, classes, loc="outside right center")
     return figure
 
@@ -185,7 +187,7 @@ def log_weights(runs):
             axes.hist(log_w[log_w >= low], bins=60, color=PALETTE[0], alpha=0.75)
             axes.axvline(mean, color="black", linewidth=1.6)
             axes.axvline(log_mean, color="black", linewidth=1.6, linestyle="--")
-            label_axes(axes, f"log w: {number(mean, 1)}, {number(log_mean, 1)} (nats)", "")
+            label_axes(axes, f"log w: {number(mean, 1)}, {number(log_mean, 1)}", "")
     return figure
 
 
@@ -217,8 +219,9 @@ def _image_panels(runs, title, caption, height):
     figure = new_figure(title, caption, 0.7 + height * len(runs))
     panels = figure.subplots(len(runs), count, squeeze=False)
     for row, (run, arrays) in zip(panels, runs.items(), strict=True):
+        name_row(row[0], run, 1)
         for axes, index in zip(row, arrays["single_index"], strict=True):
-            name_panel(axes, run if axes is row[0] else "", 1, f"{split_of(runs)} image {index}")
+            name_panel(axes, f"{split_of(runs)} image {index}", 1)
     return figure, panels
 
 

@@ -46,7 +46,7 @@ def importance_samples(model, x, count, seed):
     return tf.reshape(z, [count, batch, model.latent_units[0]]), tf.reshape(log_w, [count, batch])
 
 
-def pool_of(model, x, count=POOL, seed=0):
+def pool_of(model, x, count, seed=0):
     """`importance_samples` of images [n, features] as arrays: z_1 [count, n, units], log_w [count, n]."""
 
     @tf.function(jit_compile=True)
@@ -93,7 +93,7 @@ def log_densities(model, x, grid):
     return np.concatenate(np.float64(images), axis=-1)
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, reduce_retracing=True)
 def log_sum_over_draws(log_joint, log_q, others):
     """The sum over draws of which `log_q_ew` is the mean; others [draws, n]: log sums of k - 1 weights."""
 
@@ -188,7 +188,7 @@ def grid_arrays(model, x, ks=KS, seed=0):
     grid, cell = square(centre, half, SIDE), (2 * half / SIDE) ** 2
     log_joint, log_q = log_densities(model, x, grid)
     log_evidence = np.logaddexp(logsumexp(log_joint, axis=(0, 1)) + np.log(cell), log_outside)
-    z, log_w = pool_of(model, x, seed=seed) if max(ks) > 1 else (None, np.empty([0, len(x)]))
+    z, log_w = pool_of(model, x, POOL, seed) if max(ks) > 1 else (None, np.empty([0, len(x)]))
     densities = [log_joint - log_evidence] + [log_q_ew(log_joint, log_q, log_w, k) for k in ks]
     arrays = {
         "grid_k": ks,
@@ -236,7 +236,7 @@ def sample_arrays(model, x, labels=None, seed=0):
     The posterior is that of z_1, by sampling-importance-resampling, beside as many samples of q.
     """
     shown = shown_images(labels, 10)[:SINGLE]
-    z, log_w = pool_of(model, x[shown], seed=seed)
+    z, log_w = pool_of(model, x[shown], POOL, seed)
     chosen = resampled(z, log_w, max(KS), seed)
     both = np.stack([chosen, z[: len(chosen)]])  # [2, s, n, units]
     flat = [principal_components(both[:, :, i].reshape(-1, both.shape[-1])) for i in range(len(shown))]
