@@ -53,12 +53,14 @@ def name_panel(axes, run, count, text=""):
     axes.set_title(f"{name}\n{text}".strip(), loc="left", fontsize=TEXT)
 
 
-def name_row(axes, run, lines):
-    """The run's name over a row of panels, above the first one's title of so many lines."""
+def name_row(row, run, titles):
+    """The run's name over a row of panels, above their titles, which leave a line for it."""
+    for axes, title in zip(row, titles, strict=True):
+        axes.set_title(f"\n{title}", loc="left", fontsize=SMALL)
     style = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom", "fontsize": TEXT}
-    axes.annotate(
-        textwrap.fill(run.replace("__", "__ "), 100).replace("__ ", "__"), (0, 1), (0, 8 + 12 * lines), **style
-    )
+    lines = titles[0].count("\n") + 1
+    # Not in the layout, which would widen the first panel's column for it.
+    row[0].annotate(broken(run, 100), (0, 1), (0, 4 + 11 * lines), **style).set_in_layout(False)
 
 
 def label_axes(axes, xlabel, ylabel):

@@ -58,14 +58,14 @@ def posterior_of_one_input(runs):
         _thumbnail(first, arrays["grid_x"][i], image_shape_of(runs))
         text = f"{split_of(runs)} image {arrays['grid_index'][i]}:\nKL above {arrays['grid_share'][i]:.0%}\nof images"
         first.text(0, -0.05, text, transform=first.transAxes, va="top", fontsize=SMALL)
-        if i == shown[0]:
-            name_row(others[0], run, 2)
-        for j, (axes, name) in enumerate(zip(others, names, strict=True)):
+        for j, axes in enumerate(others):
             _density(axes, arrays, i, j)
             axes.scatter(*arrays["grid_samples"][i, j].T, s=1.5, color="black", alpha=0.5, linewidths=0)
             axes.tick_params(labelleft=j == 0)
-            text = f"KL {arrays['grid_kl'][i, j]:.2g}, " if j else ""
-            axes.set_title(f"{name}\n{text}{min(arrays['grid_mass'][i, j], 1):.1%} held", fontsize=SMALL, loc="left")
+        kl = ["", *(f"KL {kl:.2g}, " for kl in arrays["grid_kl"][i, 1:])]
+        held = [f"{min(mass, 1):.1%} held" for mass in arrays["grid_mass"][i]]
+        titles = [f"{name}\n{text}{share}" for name, text, share in zip(names, kl, held, strict=True)]
+        name_row(others, run if i == shown[0] else "", titles)
     return figure
 
 
@@ -86,11 +86,10 @@ def posterior_side_by_side(runs):
     for axes, image in zip(panels[0], first["grid_x"], strict=False):
         _thumbnail(axes, image, image_shape_of(runs))
     for row, (run, arrays) in zip(panels[1:], runs.items(), strict=True):
-        name_row(row[0], run, 1)
+        name_row(row, run, [f"KL {kl:.3g}" for kl in arrays["grid_kl"][:count, 1]])
         for i, axes in enumerate(row):
             _density(axes, arrays, i, 0)
             _contours(axes, arrays, i, 1, colors=OTHER, linewidths=1.4)
-            name_panel(axes, f"KL {arrays['grid_kl'][i, 1]:.2g}", 1)
     return figure
 
 
@@ -109,7 +108,7 @@ def aggregate_over_training(runs):
     panels = figure.subplots(len(runs), len(epochs), squeeze=False, sharex=True, sharey=True)
     reach = max(np.quantile(np.abs(points), 0.999) for points in samples.values())
     for row, (run, arrays) in zip(panels, runs.items(), strict=True):
-        name_row(row[0], run, 1)
+        name_row(row, run, [f"epoch {epoch}" for epoch in epochs])
         for axes, epoch in zip(row, epochs, strict=True):
             points = samples[run][list(arrays["snapshot_epoch"]).index(epoch)]
             scatter_classes(axes, points, arrays["labels"][:count], classes, reach)
@@ -118,7 +117,6 @@ def aggregate_over_training(runs):
                 axes.add_patch(Circle((0, 0), radius, fill=False, edgecolor="black", linewidth=1))
             axes.tick_params(labelsize=SMALL)
             axes.spines[["top", "right"]].set_visible(False)
-            name_panel(axes, f"epoch {epoch}", 1)
     class_legend(figure, classes, loc="outside right center")
     return figure
 
@@ -176,9 +174,9 @@ def log_weights(runs):
     Reads split, single_index [n], single_log_w [n, m].
     """
     caption = (
-        "Solid line: the mean of log w, the ELBO. Dashed: log of the mean of w, the estimate of log p(x). Between "
+        "In nats. Solid line: the mean of log w, the ELBO. Dashed: log of the mean of w, the estimate of log p(x). "
     )
-    caption += "them lies KL(q ‖ p): few weights at the right make the sum."
+    caption += "Between them lies KL(q ‖ p): few weights at the right make the sum."
     figure, panels = _image_panels(runs, "Log importance weights of single images", caption, 2.1)
     for row, arrays in zip(panels, runs.values(), strict=True):
         for axes, log_w in zip(row, np.float64(arrays["single_log_w"]), strict=True):
@@ -219,9 +217,7 @@ def _image_panels(runs, title, caption, height):
     figure = new_figure(title, caption, 0.7 + height * len(runs))
     panels = figure.subplots(len(runs), count, squeeze=False)
     for row, (run, arrays) in zip(panels, runs.items(), strict=True):
-        name_row(row[0], run, 1)
-        for axes, index in zip(row, arrays["single_index"], strict=True):
-            name_panel(axes, f"{split_of(runs)} image {index}", 1)
+        name_row(row, run, [f"{split_of(runs)} image {index}" for index in arrays["single_index"]])
     return figure, panels
 
 
