@@ -16,8 +16,7 @@ from datasets_download import BINARIZATIONS, DATASETS
 OBJECTIVES = ("vae", "iwae", "stl", "dreg", "rws", "rws_dreg", "ciwae", "miwae", "miwae_dreg", "piwae", "vr", "vr_dreg")
 OBJECTIVE_PARAMETERS = {"ciwae": "beta", "miwae": "groups", "miwae_dreg": "groups", "piwae": "groups"}
 OBJECTIVE_PARAMETERS |= {"vr": "alpha", "vr_dreg": "alpha"}
-SCHEDULES = ("paper", "quick", "hold")
-PAPER_EPOCHS = 3280
+SCHEDULES = {"paper": 3280, "quick": 16, "hold": 16}  # their epochs
 OPTIMIZERS = ("adam", "muon")
 LIKELIHOODS = ("bernoulli", "gaussian")
 SPLITS = ("train", "validation", "test")
@@ -57,7 +56,7 @@ def problems(p):
         ("latent_units", is_counts(p.latent_units, 1), "a tuple of positive integers, such as (100, 50)"),
         ("hidden_units", nested, "a tuple of tuples of positive integers, such as ((200, 200), (100, 100))"),
         ("likelihood", p.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}"),
-        ("schedule", p.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+        ("schedule", p.schedule in tuple(SCHEDULES), f"one of {', '.join(SCHEDULES)}"),
         ("epochs", p.epochs is None or is_number(p.epochs, int, 1), f"None or {count}"),
         ("batch", is_number(p.batch, int, 1), count),
         ("optimizer", p.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
@@ -87,8 +86,13 @@ def inconsistencies(p, legal):
         takes, value = OBJECTIVE_PARAMETERS.get(p.objective) == name, getattr(p, name)
         if takes != (value is not None):
             found.append(f"{name} = {value}: objective {p.objective!r} {'needs' if takes else 'does not take'} a value")
-    if legal("epochs") and p.schedule == "paper" and p.epochs and p.epochs > PAPER_EPOCHS:
-        found.append(f"epochs = {p.epochs}: the paper's schedule has {PAPER_EPOCHS}")
+    if legal("epochs") and p.schedule == "paper" and p.epochs and p.epochs > SCHEDULES["paper"]:
+        found.append(f"epochs = {p.epochs}: the paper's schedule has {SCHEDULES['paper']}")
+    if legal("snapshot_epochs", "epochs", "schedule"):
+        epochs = p.epochs or SCHEDULES[p.schedule]
+        if max(p.snapshot_epochs, default=0) > epochs:
+            kept = ",".join(str(epoch) for epoch in p.snapshot_epochs if epoch <= epochs) or "()"
+            found.append(f"snapshot_epochs = {p.snapshot_epochs}: the run has {epochs}: try --snapshot_epochs {kept}")
     if legal("groups", "k") and p.groups and p.k % p.groups:
         found.append(f"groups = {p.groups}: must divide k = {p.k}")
     if legal("backward_samples") and p.objective == "piwae" and p.backward_samples:

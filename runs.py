@@ -81,12 +81,14 @@ def results_folder(folder, parameters):
 def train_run(run):
     """Train the run in its folder, or go on where it was stopped."""
     from evaluation import mean_bound
-    from models import Autoencoder
+    from models import Autoencoder, snapshots
     from training import objective_of, train
 
     folder, _, parameters, data = run
     if (folder / "model.weights.h5").exists():
-        print(f"{folder.name}: trained already")
+        lost = ", ".join(str(epoch) for epoch in parameters.snapshot_epochs if epoch not in snapshots(folder))
+        way_out = f", and the weights of epochs {lost} were not kept: for them delete {folder}, or name another place"
+        print(f"{folder.name}: trained already" + (way_out + " by --results_dir") * bool(lost))
         return
     write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood

@@ -462,8 +462,14 @@ def test_two_latent_units_differ_in_objective_and_k_alone():
     }
     (same,) = {replace(run, objective="iwae", k=1) for run in runs.values()}
     assert (same.latent_units, same.hidden_units, same.epochs) == ((2,), ((200, 200),), 30)
-    ((name, _),) = resolve(["iwae_2d_k30"], {"epochs": 3})
-    assert name == "iwae_2d_k30__epochs3"
+    ((name, _),) = resolve(["iwae_2d_k30"], {"epochs": 16})
+    assert name == "iwae_2d_k30__epochs16"
+
+
+def test_snapshots_after_the_last_epoch_are_refused_with_those_that_can_be_had():
+    line = leaves(resolve, ["iwae_2d_k30"], {"epochs": 3})
+    assert line.endswith("snapshot_epochs = (1, 2, 4, 8, 16): the run has 3: try --snapshot_epochs 1,2")
+    assert "the run has 16: try --snapshot_epochs ()" in leaves(resolve, ["iwae"], {"snapshot_epochs": (17,)})
 
 
 def test_a_run_of_a_group_is_the_one_that_its_fields_ask_for():

@@ -121,10 +121,11 @@ def leaves(function, *arguments):
 
 def test_legal_values_are_the_tables():
     assert command_line.OBJECTIVES == tuple(losses.OBJECTIVES)
-    assert command_line.SCHEDULES == tuple(training.SCHEDULES)
+    assert command_line.SCHEDULES == {
+        name: sum(stage.epochs for stage in stages) for name, stages in training.SCHEDULES.items()
+    }
     assert command_line.LIKELIHOODS == models.LIKELIHOODS
     assert command_line.SPLITS == datasets_download.SPLITS
-    assert command_line.PAPER_EPOCHS == sum(stage.epochs for stage in training.SCHEDULES["paper"])
     assert command_line.OBJECTIVE_PARAMETERS == {name: words[0] for name in losses.OBJECTIVES if (words := needs(name))}
 
 
@@ -334,11 +335,13 @@ def test_another_run_in_the_folder_is_refused(run, alone, tmp_path, field, value
     assert contents(folder) == before
 
 
-def test_fields_that_do_not_train_meet_the_same_run(run, alone, monkeypatch):
+def test_fields_that_do_not_train_meet_the_same_run(run, alone, monkeypatch, capsys):
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
     place = alone.parents[1]
     for option in (["--k_evaluation", "4"], ["--split", "validation"], ["--snapshot_epochs", "1"]):
         assert run(place, "iwae", *option, *TRAIN_ALONE) == [alone]
+        said = capsys.readouterr().out
+        assert ("weights of epochs 1 were not kept" in said and "--results_dir" in said) == ("snapshot" in option[0])
 
 
 def test_batch_above_the_training_set_is_refused(run, tmp_path):

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import training
 from checkpoints import Checkpoints
-from command_line import PAPER_EPOCHS
+from command_line import SCHEDULES
 from experiments import Parameters
 from training import plan_epochs, stages_of
 
@@ -31,7 +31,7 @@ def test_paper_schedule_is_the_papers():
     plan = plan_epochs(replace(TINY, schedule="paper", epochs=None))
     starts = [epoch.number for epoch, before in zip(plan[1:], plan[:-1], strict=True) if epoch[2:] != before[2:]]
     assert [start - 1 for start in starts] == [1, 4, 13, 40, 121, 364, 1093]
-    assert len(plan) == PAPER_EPOCHS == 3280
+    assert len(plan) == SCHEDULES["paper"] == 3280
     assert plan[0].rate_from == 0.001 and plan[-1].rate_to == pytest.approx(0.0001)
     assert all(epoch.rate_from == epoch.rate_to for epoch in plan)
     rounded = [1e-3, 7.2e-4, 5.2e-4, 3.7e-4, 2.7e-4, 1.9e-4, 1.4e-4, 1e-4]  # as the authors' code has them
