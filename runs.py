@@ -17,6 +17,7 @@ from run_folder import check_parameters, digest, read_log, whole_file, write_tex
 
 SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
 VERSIONS = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # recorded with the results
+SHOWN = 10  # validation images, with their reconstructions, and a fourth of the samples, in TensorBoard
 EXTREMES = 8  # images of lowest, and of highest, likelihood that are shown
 EVALUATION_SEED = 2016  # of the binarised test draw and the evaluation's samples: the same for every run
 
@@ -95,7 +96,21 @@ def train_run(run):
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
     x_validation = binarize(data.x_validation, data.binarization, EVALUATION_SEED)
     validation_bound = mean_bound(model, x_validation, objective_of(parameters), parameters.k)
-    train(model, data.x_train, parameters, folder, validation_bound)
+    shown = x_validation[:SHOWN]
+
+    def images():
+        pairs = np.concatenate([shown, model.reconstruct(shown)])
+        samples = model.sample(4 * len(shown), (EVALUATION_SEED, 0)).numpy()
+        both = {"reconstructions": pairs, "prior samples": samples}
+        return {name: tiled(x, len(shown), data.image_shape) for name, x in both.items()}
+
+    train(model, data.x_train, parameters, folder, validation_bound, images)
+
+
+def tiled(x, columns, image_shape):
+    """Images [n, features] as one [rows, columns], with so many of them, a divisor of n, in a row."""
+    height, width = image_shape
+    return x.reshape(-1, columns, height, width).swapaxes(1, 2).reshape(-1, columns * width)
 
 
 def evaluation_images(parameters, data):

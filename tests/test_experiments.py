@@ -445,6 +445,17 @@ def test_snapshots(averaged):
         load_run(averaged, epoch=3)
 
 
+def test_tensorboard_shows_scalars_and_images(iwae):
+    """Ten validation images above their reconstructions, and four rows of ten samples, after epochs 1 and 2."""
+    sizes = {}
+    for path in (iwae / "tensorboard").iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                sizes.setdefault(value.tag, []).append(tuple(int(n) for n in value.tensor.string_val[:2]))
+    assert sizes["reconstructions"] == [(60, 12)] * 2 and sizes["prior samples"] == [(60, 24)] * 2  # width, height
+    assert {"bound_train", "bound_validation"} < set(sizes)
+
+
 def test_two_latent_units_with_snapshots_have_every_figure(run, tmp_path, uncompiled):
     (folder,) = run(tmp_path, "iwae", "--latent_units", "2", "--snapshot_epochs", "1")
     expected = {f"{name}.png" for name in PLOTS} | {f"{name}.gif" for name in ANIMATIONS} | {"arrays.npz"}
