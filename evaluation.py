@@ -30,6 +30,12 @@ def kept_blocks(path, size, most):
     return list(blocks) if blocks.shape[1:2] == (size,) and len(blocks) <= most else []
 
 
+def keep_blocks(path, blocks):
+    """Write what `kept_blocks` reads."""
+    with whole_file(path) as partial:
+        np.savez(partial, blocks=np.stack(blocks))
+
+
 def map_images(function, x, seed, size=IMAGES_AT_ONCE, progress=None, kept=None):
     """Apply a compiled function of (images [size, features], seed [2]) to all of x, block by block.
 
@@ -45,13 +51,17 @@ def map_images(function, x, seed, size=IMAGES_AT_ONCE, progress=None, kept=None)
     size, saved = min(size, len(x)), time.monotonic()
     blocks = kept_blocks(kept, size, math.ceil(len(x) / size)) if kept else []
     ahead = range(len(blocks) * size, len(x), size)
-    for first in tqdm(ahead, desc=progress, unit_scale=size, unit="image", disable=progress is None):
-        rows = np.minimum(np.arange(first, first + size), len(x) - 1)
-        blocks.append(function(tf.constant(x[rows], tf.float32), tf.constant([seed, first])))
-        if kept and due(saved):
-            with whole_file(kept) as partial:
-                np.savez(partial, blocks=np.stack(blocks))
-            saved = time.monotonic()
+    try:
+        for first in tqdm(ahead, desc=progress, unit_scale=size, unit="image", disable=progress is None):
+            rows = np.minimum(np.arange(first, first + size), len(x) - 1)
+            blocks.append(function(tf.constant(x[rows], tf.float32), tf.constant([seed, first])))
+            if kept and due(saved):
+                keep_blocks(kept, blocks)
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        if kept and blocks:
+            keep_blocks(kept, blocks)
+        raise
     return tf.nest.map_structure(lambda *parts: np.concatenate(parts)[: len(x)], *blocks)
 
 

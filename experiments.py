@@ -13,7 +13,18 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 
-from command_line import EVALUATION, OBJECTIVE_PARAMETERS, OBJECTIVES, fail, parse, problems, run_name, start_tensorflow
+from command_line import (
+    EVALUATION,
+    OBJECTIVE_PARAMETERS,
+    OBJECTIVES,
+    illegal_values,
+    leave,
+    parse,
+    problems,
+    run_name,
+    start_tensorflow,
+    unknown,
+)
 from datasets_download import DatasetError
 from run_folder import lock
 from runs import compare, diagnose_run, evaluate_run, load_data, open_run, plot_run, train_run
@@ -120,30 +131,32 @@ GROUPS = {
 def runs_called(name):
     """[((name, base run), Parameters)] that a word of the command line stands for: see `command_line.run_name`."""
     name = ALIASES.get(name, name)
-    if name not in (legal := [*NAMED_RUNS, *ALIASES, *GROUPS, *OBJECTIVES]):
-        fail(f"no run is called {name!r}", name, legal)
     runs = GROUPS.get(name) or [NAMED_RUNS.get(name) or replace(PARAMETERS, objective=name)]
     names = {run: name for name, run in NAMED_RUNS.items()}
     unnamed = [(run.objective, Parameters(objective=run.objective)) for run in runs]
     return [((names[run], run) if run in names else base, run) for run, base in zip(runs, unnamed, strict=True)]
 
 
-def resolve(names, overrides):
-    """[(run name, Parameters)] of the runs that the command line asks for, without doubles."""
-    names = [overrides.get("objective", name) if name in OBJECTIVES else name for name in names or COMPARE]
+def resolve(names, overrides, wrong=()):
+    """[(run name, Parameters)] of the runs that the command line asks for, without doubles.
+
+    Leaves with all that is wrong; of values that only do not go together nothing, as long as there are unknown words.
+    """
+    legal = [*NAMED_RUNS, *ALIASES, *GROUPS, *OBJECTIVES]
+    if wrong := [*wrong, *(unknown("run", name, legal) for name in names if name not in legal)]:
+        leave([*wrong, *illegal_values(replace(PARAMETERS, **overrides)).values()])
+    objective, runs = overrides.get("objective"), {}
+    names = [objective if name in OBJECTIVES and objective in OBJECTIVES else name for name in names or COMPARE]
     for name in ALIASES.keys() & names if overrides.get("k", 1) != 1 else ():
-        sys.exit(
-            f"experiments.py: {name} --k {overrides['k']}: {name} is {ALIASES[name]} at k = 1 alone: name another run"
-        )
-    runs = {}
+        wrong.append(f"{name} --k {overrides['k']}: {name} is {ALIASES[name]} at k = 1 alone: name another run")
     for base, parameters in [run for name in names for run in runs_called(name)]:
         parameters = replace(parameters, **overrides)
-        if found := problems(parameters):
-            sys.exit("\n".join(f"experiments.py: {problem}" for problem in found))
+        wrong += problems(parameters)
         runs[run_name(base, parameters)] = parameters
     for field in EVALUATION:
         if len(values := {str(getattr(parameters, field)) for parameters in runs.values()}) > 1:
-            sys.exit(f"experiments.py: {field} = {', '.join(values)}: one for all wanted: add --{field}")
+            wrong.append(f"{field} = {', '.join(values)}: one for all wanted: add --{field}")
+    leave(wrong)
     return list(runs.items())
 
 
@@ -160,11 +173,11 @@ def list_runs():
 
 def main(arguments=None):
     """Do what the command line asks for; everything that can be refused is, before TensorFlow is imported."""
-    names, overrides, listed = parse(arguments, Parameters, __doc__)
-    if listed:
+    names, overrides, listed, wrong = parse(arguments, Parameters, __doc__)
+    if listed and not wrong:
         return list_runs()
     loaded, runs = {}, []
-    for name, parameters in resolve(names, overrides):
+    for name, parameters in resolve(names, overrides, wrong):
         source = (parameters.dataset, parameters.datasets_dir, parameters.binarization)
         data = loaded[source] if source in loaded else loaded.setdefault(source, load_data(parameters))
         dataset = parameters.dataset if parameters.dataset.endswith(".npz") else data.name  # maybe the sample

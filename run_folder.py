@@ -8,10 +8,12 @@ import os
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 SECONDS_BETWEEN_CHECKPOINTS = 30
+LOGGED = ("bound_train", "bound_validation", "seconds")  # what is read of a record of log.jsonl
 
 
 def unwritable(path, reason):
@@ -63,22 +65,43 @@ def write_text(path, text):
         partial.write_text(text)
 
 
-def read_log(folder):
-    """The records of log.jsonl, a dict per epoch; an empty list where there is none."""
+@contextlib.contextmanager
+def reading(message, error=OSError):
+    """Whatever a reader of files stumbles over becomes one line: json, zip, npy, mat and h5 have no list of it."""
+    try:
+        yield
+    except Exception as reason:
+        raise error(f"{message} ({type(reason).__name__}: {textwrap.shorten(str(reason), 200)})") from reason
+
+
+def damaged(path, way_out):
+    """What to say of a run's file that cannot be read: see `reading`."""
+    return f"{path} is damaged or missing; what else is there stands. Way out: {way_out}"
+
+
+def read_log(folder, epochs=None):
+    """The records of log.jsonl, a dict per epoch: the first `epochs`, or all, none where there is no such file.
+
+    Raises OSError where they are not there, or not whole.
+    """
     path = Path(folder) / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    with reading(damaged(path, f"put it back, or delete {folder}, and the same command trains from the beginning")):
+        log = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        found = [record["epoch"] for record in log if all(isinstance(record[field], int | float) for field in LOGGED)]
+        if found != list(range(1, len(log) + 1)) or len(log) < (epochs or 0):
+            raise ValueError(f"it has epochs {found}, of {epochs or 'all'}")
+    return log[:epochs]
 
 
 def check_parameters(folder, ours, ignored):
     """Leave with a table of the differences where a folder's parameters.json does not fit the run.
 
     ours: what this run would write there; ignored: fields that may differ. An absent field is as good as None.
+    Raises OSError where it cannot be read.
     """
     way_out = "delete that folder, or choose another place with --results_dir"
-    try:
+    with reading(damaged(folder / "parameters.json", way_out)):
         theirs = dict(json.loads((folder / "parameters.json").read_text()))
-    except (ValueError, TypeError) as error:
-        sys.exit(f"experiments.py: {folder}/parameters.json cannot be read ({error}): {way_out}")
     fields = [field for field in ours | theirs if field not in ignored and ours.get(field) != theirs.get(field)]
     if fields:
         rows = [("field", "there", "here"), *((f, repr(theirs.get(f)), repr(ours.get(f))) for f in fields)]
@@ -88,10 +111,11 @@ def check_parameters(folder, ours, ignored):
 
 
 @contextlib.contextmanager
-def lock(folder):
-    """Hold a run's folder, made if need be, and clear what a killed process left half-written; leaves where it is held.
+def lock(folder, inside=("**",), wait=False):
+    """Hold a folder, made if need be, and clear what a killed process left half-written; leaves where it is held.
 
-    The kernel gives the lock back when a process ends, however it ends.
+    The kernel gives the lock back when a process ends, however it ends. inside: where to clear, as patterns of folders;
+    wait: for the process that holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,8 +126,13 @@ def lock(folder):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.exit(f"experiments.py: another process is at work in {folder}: wait for its end, or stop it")
-        for partial in list(folder.rglob("partial.*")):  # a list: none is removed while it is walked through
+            at_work = f"another process is at work in {folder}"
+            if not wait:
+                sys.exit(f"experiments.py: {at_work}: wait for its end, or stop it")
+            print(f"{at_work}: waiting for its end", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        left = [path for place in inside for path in folder.glob(f"{place}/partial.[0-9]*.*")]
+        for partial in left:  # a list: none is removed while it is walked through
             remove(partial)
         yield
 

@@ -1,5 +1,6 @@
 """What is done with a run: its data, its folder, training, evaluation, figures, the comparison with others."""
 
+import functools
 import importlib.metadata
 import json
 import re
@@ -12,11 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from command_line import EVALUATION, NOT_IN_NAME, run_name
-from datasets_download import Dataset, Unavailable, binarize, grey, load_dataset
-from run_folder import check_parameters, digest, read_log, whole_file, write_text
+from datasets_download import Dataset, binarize, grey, load_dataset
+from downloads import Unavailable
+from run_folder import check_parameters, damaged, digest, lock, read_log, reading, whole_file, write_text
+from schedules import plan_epochs
 
 SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
-VERSIONS = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # recorded with the results
+PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # whose versions are recorded
+RESULTS = ("nll", "nll_standard_error", "elbo", "active_units", "train_seconds")  # what is read of results.json
+RESULTS += ("k", "objective", "dataset", *EVALUATION)
 SHOWN = 10  # validation images, with their reconstructions, and a fourth of the samples, in TensorBoard
 EXTREMES = 8  # images of lowest, and of highest, likelihood that are shown
 EVALUATION_SEED = 2016  # of the binarised test draw and the evaluation's samples: the same for every run
@@ -37,9 +42,15 @@ def load_data(parameters):
     return data
 
 
+def versions():
+    """{package: version} of those that results depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
 def settings(parameters, data):
-    """What parameters.json holds: every field, and the number of features that the networks read."""
-    return json.loads(json.dumps(asdict(parameters) | {"features": data.x_train.shape[1]}))
+    """What parameters.json holds: every field, the features that the networks read, a digest of the data, versions."""
+    read = {"features": data.x_train.shape[1], "data": digest(data.x_train, data.x_validation)}
+    return json.loads(json.dumps(asdict(parameters) | read | versions()))
 
 
 class Run(NamedTuple):
@@ -60,9 +71,11 @@ def open_run(name, parameters, data):
     """The Run; leaves with the difference where its folder holds another, or none though none is to be trained."""
     folder = Path(parameters.results_dir) / data.name / f"{name}__seed{parameters.seed}"
     results = results_folder(folder, parameters)
-    if (folder / "parameters.json").exists():
-        check_parameters(folder, settings(parameters, data), NOT_IN_NAME - {"dataset", "seed"})
-    if not parameters.train and not (folder / "model.weights.h5").exists():
+    trained = (folder / "model.weights.h5").exists()
+    if trained or any((folder / name).exists() for name in ("parameters.json", "checkpoints")):
+        ignored = NOT_IN_NAME - {"dataset", "seed"} | (set(PACKAGES) if trained else set())
+        check_parameters(folder, settings(parameters, data), ignored)
+    if not parameters.train and not trained:
         sys.exit(f"experiments.py: no trained model in {folder}: run the same command without --train false")
     if parameters.plot and not parameters.evaluate and not (results / "results.json").exists():
         sys.exit(f"experiments.py: {results} is not evaluated: run the same command without --evaluate false")
@@ -75,7 +88,7 @@ def results_folder(folder, parameters):
     So no evaluation replaces another. That of L_5000 after that of L_500 is in <folder>/k_evaluation5000.
     """
     path, asked = folder / "results.json", {field: getattr(parameters, field) for field in EVALUATION}
-    first = json.loads(path.read_text()) if path.exists() else asked
+    first = read_json(folder) if path.exists() else asked
     return folder / "__".join(f"{field}{value}" for field, value in asked.items() if first[field] != value)
 
 
@@ -96,15 +109,15 @@ def train_run(run):
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
     x_validation = binarize(data.x_validation, data.binarization, EVALUATION_SEED)
     validation_bound = mean_bound(model, x_validation, objective_of(parameters), parameters.k)
-    shown = x_validation[:SHOWN]
-
-    def images():
-        pairs = np.concatenate([shown, model.reconstruct(shown)])
-        samples = model.sample(4 * len(shown), (EVALUATION_SEED, 0)).numpy()
-        both = {"reconstructions": pairs, "prior samples": samples}
-        return {name: tiled(x, len(shown), data.image_shape) for name, x in both.items()}
-
+    images = functools.partial(tensorboard_images, model, x_validation[:SHOWN], data.image_shape)
     train(model, data.x_train, parameters, folder, validation_bound, images)
+
+
+def tensorboard_images(model, x, image_shape):
+    """Images x above their reconstructions, and four rows of prior samples: {name: [rows, columns]}."""
+    both = {"reconstructions": np.concatenate([x, model.reconstruct(x)])}
+    both["prior samples"] = model.sample(4 * len(x), (EVALUATION_SEED, 0)).numpy()
+    return {name: tiled(images, len(x), image_shape) for name, images in both.items()}
 
 
 def tiled(x, columns, image_shape):
@@ -118,19 +131,25 @@ def evaluation_images(parameters, data):
     return binarize(getattr(data, f"x_{parameters.split}"), data.binarization, EVALUATION_SEED)
 
 
-def evaluate_run(run):
-    """Write results.json and log_likelihoods.npy of a run, unless they are of these weights and images already."""
+def load_model(folder):
+    """The trained model of a folder; raises OSError where its file is damaged."""
     from models import load_run
 
-    parameters, model, x = run.parameters, load_run(run.folder), evaluation_images(run.parameters, run.data)
-    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-    asked = (parameters.k_evaluation, EVALUATION_SEED, parameters.split, versions)
+    way_out = "delete it, and the same command makes it of the last checkpoint"
+    with reading(damaged(folder / "model.weights.h5", way_out)):
+        return load_run(folder)
+
+
+def evaluate_run(run):
+    """Write results.json and log_likelihoods.npy of a run, unless they are of these weights and images already."""
+    parameters, model, x = run.parameters, load_model(run.folder), evaluation_images(run.parameters, run.data)
+    asked = (parameters.k_evaluation, EVALUATION_SEED, parameters.split, versions())
     key = digest(*model.get_weights(), x, repr(asked).encode())
     written = [run.results / "log_likelihoods.npy", run.results / "results.json"]
     if all(path.exists() for path in written) and read_results(run.results).get("evaluation") == key:
         print(f"{run.label}: evaluated already")
     else:
-        write_results(run, model, x, {"versions": versions, "evaluation": key})
+        write_results(run, model, x, {"versions": versions(), "evaluation": key})
     shutil.rmtree(run.results / "evaluation", ignore_errors=True)
 
 
@@ -139,7 +158,7 @@ def write_results(run, model, x, of):
     from evaluation import active_units, bounds, unit_variances
 
     title, kept = f"{run.folder.name} L_k", run.results / "evaluation" / f"{of['evaluation']}.npz"
-    parameters, log = run.parameters, read_log(run.folder)
+    parameters, log = run.parameters, read_log(run.folder, len(plan_epochs(run.parameters)))
     log_likelihoods, elbos = bounds(model, x, parameters.k_evaluation, EVALUATION_SEED, title, kept)
     results = {
         "nll": -float(np.mean(log_likelihoods, dtype=np.float64)),
@@ -163,14 +182,15 @@ def write_results(run, model, x, of):
 def plot_run(run):
     """Draw every plot of a trained and evaluated run into figures/, with the arrays that they show."""
     from evaluation import figure_arrays
-    from models import load_run, snapshots
+    from models import snapshots
     from plotting import ANIMATIONS, PLOTS
     from posterior import posterior_arrays, snapshot_arrays
 
     _, place, parameters, data = run
-    log, x, results = read_log(run.folder), evaluation_images(parameters, data), read_results(place)
+    log, results = read_log(run.folder, len(plan_epochs(parameters))), read_results(place)
+    x = evaluation_images(parameters, data)
     x_mean, labels = grey(getattr(data, f"x_{parameters.split}")), getattr(data, f"y_{parameters.split}")
-    model, kept = load_run(run.folder), snapshots(run.folder)
+    model, kept = load_model(run.folder), snapshots(run.folder)
     arrays = figure_arrays(model, x_mean, x, labels, EVALUATION_SEED)
     arrays |= posterior_arrays(model, x_mean, x, labels, EVALUATION_SEED)
     if kept:
@@ -193,12 +213,11 @@ def diagnose_run(run, others):
     """
     from diagnostics import diagnostic_arrays
     from losses import TARGETS
-    from models import load_run
     from plotting import DIAGNOSTICS
     from training import gradients, objective_of, step_milliseconds
 
     folder, place, parameters, data = run
-    model, x = load_run(folder), evaluation_images(parameters, data)
+    model, x = load_model(folder), evaluation_images(parameters, data)
     estimators = {other.objective: objective_of(other) for other in others}
     arrays = diagnostic_arrays(model, gradients, estimators, TARGETS, x, parameters.batch, EVALUATION_SEED)
     labels = [
@@ -242,16 +261,33 @@ def compare(runs):
         sys.exit(f"experiments.py: {error}")
     text = f"# Runs on {place.name}\n\n{table}\n"
     print(f"\n{table}\n")
-    for file, plots in (("arrays.npz", COMPARISONS | PLOTS), ("diagnostics.npz", DIAGNOSTICS)):
-        paths = {run.label: run.results / "figures" / file for run in runs}
-        if all(path.exists() for path in paths.values()):
-            made = draw({label: np.load(path) for label, path in paths.items()}, place / "comparison", plots)
-            text += "".join(f"\n![{Path(name).stem}](comparison/{name})\n" for name in made)
-    write_text(place / "comparison.md", text)
+    with lock(place, inside=[".", "comparison"], wait=True):
+        for file, plots in (("arrays.npz", COMPARISONS | PLOTS), ("diagnostics.npz", DIAGNOSTICS)):
+            paths = {run.label: run.results / "figures" / file for run in runs}
+            if all(path.exists() for path in paths.values()):
+                made = draw({label: read_arrays(path) for label, path in paths.items()}, place / "comparison", plots)
+                text += "".join(f"\n![{Path(name).stem}](comparison/{name})\n" for name in made)
+        write_text(place / "comparison.md", text)
     print(f"comparison: {place}/comparison.md")
+
+
+def read_json(place):
+    """The contents of results.json. Raises OSError where it is damaged, as do those that follow."""
+    with reading(damaged(place / "results.json", "delete it, and the same command evaluates again")):
+        results = json.loads((place / "results.json").read_text())
+        return results | {field: results[field] for field in RESULTS}
 
 
 def read_results(place):
     """What an evaluation left: the contents of results.json, and log_likelihoods [n]."""
-    results = json.loads((place / "results.json").read_text())
-    return results | {"log_likelihoods": np.load(place / "log_likelihoods.npy")}
+    results, path = read_json(place), place / "log_likelihoods.npy"
+    with reading(damaged(path, "delete it, and the same command evaluates again")):
+        log_likelihoods = np.load(path)
+        n = results[f"n_{results['split']}"]
+        return results | {"log_likelihoods": np.reshape(log_likelihoods, n).astype(np.float32, casting="same_kind")}
+
+
+def read_arrays(path):
+    """The arrays of figures, {name: array}."""
+    with reading(damaged(path, "delete it, and draw it again")), np.load(path) as archive:
+        return dict(archive)

@@ -1,7 +1,6 @@
-"""Training: the gradient of any objective at any depth, compiled stretches of steps, schedules, checkpoints, logs."""
+"""Training: the gradient of any objective at any depth, compiled stretches of steps, checkpoints, logs."""
 
 import contextlib
-import itertools
 import json
 import time
 from typing import NamedTuple
@@ -15,62 +14,10 @@ from checkpoints import Checkpoints, tensorflow_writes
 from losses import TwoBounds, build_objective, gather_samples, resample
 from models import fold_seed, random_uniform, split_seed
 from run_folder import read_log, stop_asked, whole_file, write_text
+from schedules import Epoch, describe, epoch_inputs, plan_epochs
 
 STRETCHES_PER_EPOCH = 5  # entries into Python, for the progress bar, checkpoints and Ctrl-C
 STEPS_TIMED = 20  # for the estimate of a run's time
-
-
-class Stage(NamedTuple):
-    """Part of a schedule: the learning rate goes linearly from one value to the other; k None is the run's own."""
-
-    epochs: int
-    rate_from: float
-    rate_to: float
-    k: int | None = None
-
-
-SCHEDULES = {
-    # Burda et al. 2016, section 5: 3^i passes at 0.001 * 10^(-i/7), 3280 passes in all.
-    "paper": [Stage(3**i, 0.001 * 10 ** (-i / 7), 0.001 * 10 ** (-i / 7)) for i in range(8)],
-    # For first runs: a decay to zero at once in place of the paper's long tail of ever lower rates.
-    "quick": [Stage(16, 0.001, 0.0)],
-    # Higher rates for longer: a lower NLL after as many passes, but IWAE and VAE lie closer together.
-    "hold": [Stage(8, 0.001, 0.001), Stage(8, 0.001, 0.0)],
-}
-
-
-def stages_of(schedule, epochs=None):
-    """The stages of a named schedule with `epochs` passes in all; None: as they stand.
-
-    `paper` is cut short, so that its first passes stay the paper's; the others are rescaled to keep their shape.
-    """
-    stages = SCHEDULES[schedule]
-    ends = np.cumsum([stage.epochs for stage in stages])
-    if epochs is not None and schedule == "paper":
-        ends = np.minimum(ends, epochs)
-    elif epochs is not None:
-        ends = (2 * ends * epochs + ends[-1] - 1) // (2 * ends[-1])  # rounded; halves down, to keep the last stage
-    lengths = np.diff(ends, prepend=0).tolist()
-    return [stage._replace(epochs=n) for stage, n in zip(stages, lengths, strict=True) if n]
-
-
-class Epoch(NamedTuple):
-    """One pass over the training images; its learning rate goes linearly from one value to the other."""
-
-    number: int  # from 1
-    k: int
-    rate_from: float
-    rate_to: float
-
-
-def plan_epochs(parameters):
-    """The whole training of a run, epoch by epoch."""
-    plan = []
-    for stage in stages_of(parameters.schedule, parameters.epochs):
-        rates = np.linspace(stage.rate_from, stage.rate_to, stage.epochs + 1).tolist()
-        for rate_from, rate_to in itertools.pairwise(rates):
-            plan.append(Epoch(len(plan) + 1, stage.k or parameters.k, rate_from, rate_to))
-    return plan
 
 
 def build_optimizer(parameters, model):
@@ -94,6 +41,17 @@ def build_optimizer(parameters, model):
     return optimizer
 
 
+def values_of(variables):
+    """The arrays that variables hold."""
+    return [variable.numpy() for variable in variables]
+
+
+def assign(variables, values):
+    """Give variables these values."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
 @contextlib.contextmanager
 def averaged_weights(model, optimizer):
     """While open, the model has the averaged weights, if the optimizer keeps them."""
@@ -101,11 +59,10 @@ def averaged_weights(model, optimizer):
     if not optimizer.use_ema:
         yield
         return
-    current = [variable.numpy() for variable in variables]
+    current = values_of(variables)
     optimizer.finalize_variable_values(variables)
     yield
-    for variable, value in zip(variables, current, strict=True):
-        variable.assign(value)
+    assign(variables, current)
 
 
 def gradients(model, objective, x, k, seed, backward_samples=None):
@@ -113,8 +70,7 @@ def gradients(model, objective, x, k, seed, backward_samples=None):
 
     Three steps: log_w of all k samples, without gradients; the objective's weights, which are constants; the backward
     pass, with z cut from the encoder and re-attached with a weight of its own. (Compiled, the forward pass of the third
-    step is the first one's.) With `backward_samples` = s < k only s samples, resampled in proportion to the decoder's
-    weights, are differentiated: unbiased, since every weight is then a ratio to the decoder's.
+    step is the first one's.) With `backward_samples` = s < k only s samples are differentiated: see `subsample`.
 
     objective: a function log_w -> Objective; x: [batch, features]; seed: [2] integers.
     Returns bound [batch] in nats, gradients for model.phi + model.theta. Raises ValueError for `backward_samples` with
@@ -131,12 +87,7 @@ def gradients(model, objective, x, k, seed, backward_samples=None):
     if two_bounds and backward_samples is not None:
         raise ValueError(f"backward_samples = {backward_samples}: must be None for an objective of two bounds")
     if backward_samples is not None and backward_samples < k:  # a stage of the schedule may have a smaller k
-        uniform = random_uniform([batch], resampling_seed, dtype=bound.dtype)
-        chosen = resample(weights[0], backward_samples, uniform)
-        noise = [gather_samples(layer, chosen) for layer in noise]
-        decoder, path, score = (gather_samples(weight, chosen) for weight in weights)
-        uniform_weight = tf.ones_like(decoder) / backward_samples
-        weights = [uniform_weight] + [tf.math.divide_no_nan(w, decoder) * uniform_weight for w in (path, score)]
+        weights, noise = subsample(weights, noise, backward_samples, resampling_seed)
     decoder, path, score = (tf.stop_gradient(weight) / tf.cast(batch, bound.dtype) for weight in weights)
 
     with tf.GradientTape() as encoder_tape:
@@ -158,6 +109,18 @@ def gradients(model, objective, x, k, seed, backward_samples=None):
     return bound, encoder_tape.gradient(surrogate, model.phi) + d_theta
 
 
+def subsample(weights, noise, count, seed):
+    """`count` of k samples, drawn in proportion to the decoder's weights: the three weights and the noise of each.
+
+    Unbiased, since every weight is then a ratio to the decoder's. weights: [k, batch] each; noise: [k, batch, units].
+    """
+    uniform = random_uniform(tf.shape(weights[0])[1:], seed, dtype=weights[0].dtype)
+    chosen = resample(weights[0], count, uniform)
+    decoder, path, score = (gather_samples(weight, chosen) for weight in weights)
+    weights = [tf.ones_like(decoder)] + [tf.math.divide_no_nan(weight, decoder) for weight in (path, score)]
+    return [weight / count for weight in weights], [gather_samples(layer, chosen) for layer in noise]
+
+
 def objective_of(parameters):
     """The run's objective, a function of log_w alone."""
     return build_objective(parameters.objective, beta=parameters.beta, groups=parameters.groups, alpha=parameters.alpha)
@@ -170,11 +133,11 @@ def compile_stretches(model, optimizer, x_train, parameters, plan):
 
 
 def compile_stretch(model, optimizer, images, parameters, k):
-    """One XLA program that takes the steps first .. last - 1 of an epoch, and stops after one that is not finite.
+    """One XLA program that takes the steps first .. last - 1 of an epoch, and stops after a bound that is not finite.
 
     images: [n, features] tensor, uint8 or float32 in [0, 1], binarised as it is served.
     Called as stretch(order [steps, batch], rates [steps], seed [2] of the epoch, first, last); returns the sum of the
-    steps' mean bounds, and the first step whose bound or gradient is not finite, -1 if there is none.
+    steps' mean bounds. To test gradients as well would cost a fifth: see `run_stretch`.
     """
     objective = objective_of(parameters)
     variables = model.phi + model.theta
@@ -183,21 +146,17 @@ def compile_stretch(model, optimizer, images, parameters, k):
 
     @tf.function(jit_compile=True, input_signature=[tf.TensorSpec(*spec) for spec in signature + signature[-1:]])
     def stretch(order, rates, seed, first, last):
-        step, total, bad = first, 0.0, -1
-        while step < last and bad < 0:
+        step, total = first, 0.0
+        while step < last and tf.math.is_finite(total):
             x, gradient_seed = serve(images, order[step], fold_seed(seed, step), parameters)
             bound, ascent = gradients(model, objective, x, k, gradient_seed, parameters.backward_samples)
-            # What is not finite in a kernel's gradient is not in its bias's: to test kernels would cost a fifth.
-            small = [gradient for gradient in ascent if gradient.shape.rank < 2]
-            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(values)) for values in (bound, *small)])
-            bad = tf.where(finite, -1, step)
             if parameters.clip_norm:
                 ascent, _ = tf.clip_by_global_norm(ascent, parameters.clip_norm)
             optimizer.learning_rate.assign(rates[step])
             optimizer.apply_gradients([(-gradient, v) for gradient, v in zip(ascent, variables, strict=True)])
             total += tf.reduce_mean(bound)
             step += 1
-        return total, bad
+        return total
 
     return stretch
 
@@ -211,32 +170,18 @@ def serve(images, rows, seed, parameters):
     return x, gradient_seed
 
 
-def epoch_inputs(epoch, n, parameters):
-    """What a stretch is told of an epoch: order [steps, batch], rates [steps], seed [2].
-
-    The order is a new permutation of the n images each epoch, from (seed, epoch) alone; a last incomplete batch is
-    dropped.
-    """
-    steps = n // parameters.batch
-    order = np.random.default_rng((parameters.seed, epoch.number)).permutation(n)[: steps * parameters.batch]
-    rates = np.linspace(epoch.rate_from, epoch.rate_to, steps, endpoint=False)
-    seed = (parameters.seed, epoch.number)
-    return np.int32(order).reshape(steps, parameters.batch), np.float32(rates), np.int32(seed)
-
-
 def estimate_seconds(stretches, plan, n, parameters, variables):
     """Seconds that the epochs of `plan` will take: some steps of each compiled stretch are timed, and undone."""
-    before = [variable.numpy() for variable in variables]
+    before = values_of(variables)
     inputs = epoch_inputs(plan[0], n, parameters)
     steps = len(inputs[1])
     seconds = {}
     for k, stretch in stretches.items():
-        stretch(*inputs, 0, 1)[0].numpy()  # compiles
+        stretch(*inputs, 0, 1).numpy()  # compiles
         start = time.perf_counter()
-        stretch(*inputs, 0, min(steps, STEPS_TIMED))[0].numpy()
+        stretch(*inputs, 0, min(steps, STEPS_TIMED)).numpy()
         seconds[k] = (time.perf_counter() - start) / min(steps, STEPS_TIMED) * steps
-    for variable, value in zip(variables, before, strict=True):
-        variable.assign(value)
+    assign(variables, before)
     return sum(seconds[epoch.k] for epoch in plan)
 
 
@@ -284,23 +229,43 @@ class Progress(NamedTuple):
 
 
 def run_stretch(stretch, inputs, done, variables, bar):
-    """Take the next stretch of an epoch; returns the progress then, and the first step that is not finite, or -1.
+    """Take the next stretch of an epoch; returns the progress then, and the first step that is not finite, or None.
 
-    The variables are left as they were before that step.
+    That is the step whose bound is not, or whose update leaves a weight or a variable of the optimizer that is not;
+    the variables are then as they were before it.
     """
-    start, before = time.perf_counter(), [variable.numpy() for variable in variables]
+    start, before = time.perf_counter(), values_of(variables)
     edges = np.linspace(0, len(inputs[1]), STRETCHES_PER_EPOCH + 1, dtype=np.int32)
     first, last = edges[done.stretch : done.stretch + 2]
-    total, bad = stretch(*inputs, first, last)
-    if bad >= 0:
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
-        stretch(*inputs, first, bad)  # to hold the step back inside the loop would cost a twentieth
-        return done, int(bad)
-    total = done.total + float(total)
+    total = float(stretch(*inputs, first, last))
+    if not all_finite(total, variables):
+        return done, bad_step(stretch, inputs, first, last, variables, before)
+    total += done.total
     bar.update(last - first)
     bar.set_postfix(bound=f"{total / last:.2f}", refresh=False)
-    return done._replace(stretch=done.stretch + 1, total=total, seconds=done.seconds + time.perf_counter() - start), -1
+    seconds = done.seconds + time.perf_counter() - start
+    return done._replace(stretch=done.stretch + 1, total=total, seconds=seconds), None
+
+
+def all_finite(total, variables):
+    """Whether a sum of bounds and every value of the variables is finite."""
+    return np.isfinite(total) and all(np.isfinite(variable.numpy()).all() for variable in variables)
+
+
+def bad_step(stretch, inputs, first, last, variables, before):
+    """The first step in first .. last - 1 that is not finite, by bisection: what is not finite stays so.
+
+    before: values of the variables at `first`, where they are still finite; they are left as they were at that step.
+    """
+    while last - first > 1:
+        middle = (first + last) // 2
+        assign(variables, before)
+        if all_finite(float(stretch(*inputs, first, middle)), variables):
+            first, before = middle, values_of(variables)
+        else:
+            last = middle
+    assign(variables, before)
+    return int(first)
 
 
 def replay(model, x_train, parameters, k, inputs, step):
@@ -316,10 +281,7 @@ def replay(model, x_train, parameters, k, inputs, step):
 
 
 def not_finite(model, x_train, parameters, epoch, inputs, step):
-    """The error of a step that is not finite: taken again from its seed, for what is not finite and where.
-
-    The model has the weights from before that step.
-    """
+    """The error of a step of `bad_step`: taken again from its seed, for what is not finite and where."""
     order, rates, _ = inputs
     bound, ascent = replay(model, x_train, parameters, epoch.k, inputs, step)
     images = order[step][~np.isfinite(bound)]
@@ -328,18 +290,25 @@ def not_finite(model, x_train, parameters, epoch, inputs, step):
         for variable, gradient in zip(model.phi + model.theta, ascent, strict=True)
         if not np.isfinite(gradient).all()
     ]
+    if not layers:
+        largest = max(np.abs(gradient).max() for gradient in ascent)
+        layers = [f"no layer, but its largest value, {largest:.1e}, overflows the optimizer or clip_norm"]
     return FloatingPointError(
         f"not finite in epoch {epoch.number}, step {step}, learning rate {rates[step]:.3g}: "
         f"the bound of training images {images.tolist() or 'none'} of {order[step].tolist()}; "
-        f"the gradient of {', '.join(layers) or 'no layer'}. The last checkpoint stands; nothing after it is saved. "
+        f"the gradient of {', '.join(layers)}. The last checkpoint stands; nothing after it is saved. "
         "Way out: --clip_norm 10, a lower learning rate (schedule), another seed, or another likelihood"
     )
 
 
-def describe(plan, parameters):
-    """The training that lies ahead, in words."""
-    ks = " then ".join(str(k) for k, _ in itertools.groupby(epoch.k for epoch in plan))
-    return f"{parameters.schedule} schedule, k = {ks}, {len(plan)} epoch{'s' * (len(plan) > 1)}"
+def resume(model, optimizer, folder):
+    """Take the last checkpoint of a folder, if it has one: its Checkpoints, its progress (a variable) and its log."""
+    progress = tf.Variable(np.array(Progress()))
+    # As lists of variables: TensorFlow does not see into Keras's lists of layers, so of a model it keeps nothing.
+    state = {"model": model.variables, "optimizer": optimizer.variables, "progress": progress}
+    checkpoints = Checkpoints(folder / "checkpoints", **state)
+    checkpoints.restore()
+    return checkpoints, progress, read_log(folder, Progress.of(progress).epochs)  # it may be ahead
 
 
 def train(model, x_train, parameters, folder, validation_bound, images=dict):
@@ -353,45 +322,36 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
     Raises FloatingPointError where a bound or a gradient is not finite; the last checkpoint then stands as it was.
     Raises KeyboardInterrupt, once a checkpoint is written, after Ctrl-C or SIGTERM.
     """
-    optimizer, progress = build_optimizer(parameters, model), tf.Variable(np.array(Progress()))
-    variables = model.variables + optimizer.variables
-    # As lists of variables: TensorFlow does not see into Keras's lists of layers, so of a model it keeps nothing.
-    state = {"model": model.variables, "optimizer": optimizer.variables, "progress": progress}
-    checkpoints = Checkpoints(folder / "checkpoints", **state)
-    checkpoints.restore()
-    done = Progress.of(progress)
-    log = read_log(folder)[: done.epochs]  # the log may be ahead of the checkpoint that a kill left
+    optimizer = build_optimizer(parameters, model)
+    checkpoints, progress, log = resume(model, optimizer, folder)
+    variables, done = model.variables + optimizer.variables, Progress.of(progress)
     plan = plan_epochs(parameters)[done.epochs :]
+    stretches = compile_stretches(model, optimizer, x_train, parameters, plan)
     if plan:
-        stretches = compile_stretches(model, optimizer, x_train, parameters, plan)
-        estimate = estimate_seconds(stretches, plan, len(x_train), parameters, variables)
-        print(f"{folder.name}: {describe(plan, parameters)}: about {duration(estimate)} on this machine", flush=True)
-
-    def save():
-        write_text(folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
-        progress.assign(done)
-        checkpoints.save(f"{done.epochs:05d}-{done.stretch}")
-
-    steps = len(x_train) // parameters.batch
+        seconds = estimate_seconds(stretches, plan, len(x_train), parameters, variables)
+        print(f"{folder.name}: {describe(plan, parameters)}: about {duration(seconds)} on this machine", flush=True)
     writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
-    bar = tqdm(total=len(plan) * steps, unit="step", desc=folder.name, disable=not plan)
+    bar = tqdm(total=len(plan) * (len(x_train) // parameters.batch), unit="step", desc=folder.name, disable=not plan)
     with bar, stop_asked() as asked:
         for epoch in plan:
             inputs = epoch_inputs(epoch, len(x_train), parameters)
-            for _ in range(done.stretch, STRETCHES_PER_EPOCH):
+            while done.epochs < epoch.number:
                 done, bad = run_stretch(stretches[epoch.k], inputs, done, variables, bar)
-                if bad >= 0:
+                if bad is not None:
                     raise not_finite(model, x_train, parameters, epoch, inputs, bad)
                 if done.stretch == STRETCHES_PER_EPOCH:
                     with averaged_weights(model, optimizer):
-                        log.append(log_record(epoch, done.total / steps, validation_bound(), done.seconds))
-                        write_scalars(writer, log[-1])
+                        bounds = done.total / len(inputs[1]), validation_bound()
                         write_images(writer, epoch.number, images)
                         if epoch.number in parameters.snapshot_epochs:
                             save_weights(model, folder / "snapshots" / f"epoch{epoch.number:04d}.weights.h5")
+                    log.append(log_record(epoch, *bounds, done.seconds))
+                    write_scalars(writer, log[-1])
                     done = Progress(epoch.number, seconds=done.seconds)
                 if asked or checkpoints.due() or done.epochs == plan[-1].number:
-                    save()
+                    write_text(folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
+                    progress.assign(done)
+                    checkpoints.save(f"{done.epochs:05d}-{done.stretch}")
                 if asked:
                     raise KeyboardInterrupt
     optimizer.finalize_variable_values(model.phi + model.theta)  # the averaged weights, where `ema` is set

@@ -21,13 +21,14 @@ from command_line import (
     OPTIMIZERS,
     SCHEDULES,
     SPLITS,
-    fail,
     parse,
     problems,
     quiet_start,
     run_name,
+    unknown,
 )
-from datasets_download import BINARIZATIONS, DATASETS, Dataset, DatasetError, Unavailable
+from datasets_download import BINARIZATIONS, DATASETS, Dataset, DatasetError
+from downloads import Unavailable
 from experiments import (
     ALIASES,
     COMPARE,
@@ -47,7 +48,8 @@ BASE = Parameters()
 
 
 def parsed(*arguments):
-    return parse(arguments, Parameters, "description")
+    """Names, overrides and whether to list; of what is wrong, `experiments.main` is asked."""
+    return parse(arguments, Parameters, "description")[:3]
 
 
 def leaves(function, *arguments):
@@ -134,10 +136,12 @@ def test_nothing_asked():
         ("-k 3", r"'-k'; did you mean --k\?"),
         ("iwae --zzzzzz=3", r"'--zzzzzz=3' Legal: --list"),
         ("iwae --k", r"--k: expected one argument"),
+        ("--list iwae", r"--list stands alone: it runs nothing$"),
+        ("--list --k 3", r"--list stands alone"),
     ],
 )
 def test_unknown_option(arguments, expected):
-    line = leaves(parsed, *arguments.split())
+    line = leaves(experiments.main, arguments.split())
     assert line.startswith("experiments.py: ") and "\n" not in line
     assert re.search(expected, line)
 
@@ -153,14 +157,26 @@ def test_unknown_run(name, near):
     assert line.endswith("Legal: " + ", ".join([*NAMED_RUNS, *ALIASES, *GROUPS, *OBJECTIVES]))
 
 
-def test_fail_names_nothing_where_nothing_is_near():
-    assert leaves(fail, "no cheese", "cheese", ["a", "b"]) == "experiments.py: no cheese Legal: a, b"
+def test_nothing_is_named_where_nothing_is_near():
+    assert unknown("cheese", "brie", ["a", "b"]) == "no cheese is called 'brie' Legal: a, b"
+
+
+def test_wrong_words_and_values_are_reported_at_once():
+    """Each once; and no complaint that may only come of a word that is not known: here that ciwae lacks its beta."""
+    lines = leaves(experiments.main, "ciwae iwea --bata 0.5 vea --k 0 --batch=x --sede 1 iwea".split()).splitlines()
+    words = ["'--bata'; did you mean --beta?", "'--sede'; did you mean --seed?", "'iwea'; did you mean iwae?"]
+    words += ["'vea'; did you mean vae?", "k = 0: must be", "batch = 'x': must be"]
+    assert len(lines) == len(words) and all(word in line for word, line in zip(words, lines, strict=True))
+    lines = leaves(experiments.main, "ciwae miwae iwae_l1_k1 --k 3 --objective iwea".split()).splitlines()
+    words = ["iwae_l1_k1 is vae_l1_k1 at k = 1 alone", "objective = 'iwea': must be", "k_evaluation = "]
+    assert len(lines) == len(words) and all(word in line for word, line in zip(words, lines, strict=True))
 
 
 # Legal values.
 
 COUNT = "an integer of 1 or more"
 DECAY = "a number in [0, 1)"
+POSITIVE = "a number above 0"
 NONE_COUNT = "None or an integer of 1 or more"
 UNITS = "a tuple of positive integers, such as"
 NESTED = "a tuple of tuples of positive integers, such as ((200, 200), (100, 100))"
@@ -184,8 +200,8 @@ BAD = {
     "beta_2": (DECAY, [1, 2.0, -0.1, False, "0.9", None, NAN]),
     "momentum": (DECAY, [1, 1.5, -0.1, True, "0.9", None, NAN]),
     "ema": (DECAY, [1, 1.0, -0.1, True, "0.9", None, NAN]),
-    "epsilon": ("a number above 0", [0, 0.0, -1e-4, True, "1e-4", None, NAN, INF]),
-    "clip_norm": ("None or a number above 0", [0, -1.0, True, "1", NAN, INF]),
+    "epsilon": (POSITIVE, [0, 0.0, -1e-4, True, "1e-4", None, NAN, INF, 1e-60, 1e60]),
+    "clip_norm": (f"None or {POSITIVE}", [0, -1.0, True, "1", NAN, INF, 1e-60, 1e60]),
     "backward_samples": (NONE_COUNT, [0, -1, 1.5, True, "2"]),
     "snapshot_epochs": (UNITS, [(0,), (1.5,), (True,), 3, [3], None]),
     "seed": ("an integer from 0 to 2147483647", [-1, 2**31, 1.0, True, "1", None]),
@@ -206,8 +222,8 @@ EDGES = {
     "batch": [1],
     "beta_1": [0, 0.0, 0.999999],
     "ema": [0, 0.5],
-    "epsilon": [1e-300, 1, 5.0],
-    "clip_norm": [None, 1e-300, 1, 5.0],
+    "epsilon": [1e-37, 1, 5.0],
+    "clip_norm": [None, 1e-37, 1, 5.0],
     "backward_samples": [None, 1, 4],
     "snapshot_epochs": [(), (1,), (3, 2)],
     "seed": [0, 2**31 - 1],

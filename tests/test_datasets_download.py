@@ -1,4 +1,4 @@
-"""Tests of datasets_download.py: no network beyond 127.0.0.1, tiny files in the sources' own formats."""
+"""datasets_download.py and downloads.py: no network beyond 127.0.0.1, tiny files in the sources' own formats."""
 
 import contextlib
 import functools
@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 
 import datasets_download
+import downloads
 from datasets_download import BINARIZATIONS, DATASETS, DatasetError, binarize, grey, load_dataset, main
 
 ROOT = Path(datasets_download.__file__).resolve().parent
@@ -110,8 +111,8 @@ def place(tmp_path, monkeypatch):
     """A folder for the caches, that of the shipped sample too."""
     monkeypatch.setattr(datasets_download, "SHIPPED", tmp_path / "cache")
     monkeypatch.delenv("IWAE_DATASETS_DIR", raising=False)
-    monkeypatch.setattr(datasets_download, "SERVER_TIMEOUT", 2)
-    monkeypatch.setattr(datasets_download, "DOWNLOAD_BYTES", 2**24)
+    monkeypatch.setattr(downloads, "SERVER_TIMEOUT", 2)
+    monkeypatch.setattr(downloads, "DOWNLOAD_BYTES", 2**24)
     return tmp_path / "cache"
 
 
@@ -121,7 +122,7 @@ def served(answers, base, contents, suffix=".gz"):
 
 
 def digests(contents, algorithm="sha256"):
-    return {name: datasets_download.digest(data, algorithm) for name, data in contents.items()}
+    return {name: downloads.digest(data, algorithm) for name, data in contents.items()}
 
 
 @pytest.fixture
@@ -147,7 +148,8 @@ def tiny(monkeypatch, server, place):
 
 
 def left_over(place):
-    return sorted(str(path.relative_to(place)) for path in place.rglob("*")) if place.exists() else []
+    paths = place.rglob("*") if place.exists() else []
+    return sorted(str(path.relative_to(place)) for path in paths if path.name != ".lock")
 
 
 # The table and the way of the data.
@@ -157,7 +159,7 @@ def left_over(place):
 def test_entry_is_complete(name):
     recipe = DATASETS[name]
     assert recipe.binarization in BINARIZATIONS
-    assert recipe.sources and all(source.partition(":")[0] in datasets_download.FETCHERS for source in recipe.sources)
+    assert recipe.sources and all(source.partition(":")[0] in downloads.FETCHERS for source in recipe.sources)
     assert set(recipe.gz_digests) <= set(recipe.files)
     for digest in recipe.files.values():
         algorithm, _, value = digest.partition(":")
@@ -187,7 +189,7 @@ def test_fetch_parse_cache_and_second_call(name, tiny, server, place, capsys):
 
     asked, before = list(server.asked), path.stat().st_mtime_ns
     assert main([name, "--datasets_dir", str(place)]) == 0
-    assert "already in" in capsys.readouterr().out
+    assert capsys.readouterr().out == said.out.rstrip() + "\n  cached already, and whole\n"
     assert server.asked == asked and path.stat().st_mtime_ns == before
 
 
@@ -213,9 +215,16 @@ def headers_of(data, sent):
     return answer
 
 
+def ok(body):
+    def answer(handler):
+        handler.send_response(200)
+        body(handler)
+
+    return answer
+
+
 def drip(handler):
     """A byte now and then, never long enough silent for a time-out."""
-    handler.send_response(200)
     handler.end_headers()
     with contextlib.suppress(OSError):
         for _ in range(100):
@@ -225,22 +234,32 @@ def drip(handler):
 
 def flood(handler):
     """Bytes without end, and no word of how many."""
-    handler.send_response(200)
     handler.end_headers()
     with contextlib.suppress(OSError):
         for _ in range(1000):
             handler.wfile.write(bytes(2**16))
 
 
-def redirect(data):
+def drip_headers(handler):
+    handler.flush_headers()
+    with contextlib.suppress(OSError):
+        for _ in range(90):
+            handler.wfile.write(b"X-Header: x\r\n")
+            time.sleep(0.05)
+
+
+def redirect(body):
+    """A redirect to itself, and a function (handler) that writes the rest."""
+
     def answer(handler):
         handler.send_response(302)
         handler.send_header("Location", handler.path)
-        handler.end_headers()
+        body(handler)
 
     return answer
 
 
+SLOW = "not done in 1 s: too slow"
 SPOILT = {  # what is wrong with the answer of the first source, and what the message says of it
     "truncated gz": (lambda data: data[: len(data) // 2], "Compressed file ended"),
     "corrupt gz": (lambda data: data[:200] + bytes(50) + data[250:], "invalid|Error|failed"),
@@ -249,10 +268,13 @@ SPOILT = {  # what is wrong with the answer of the first source, and what the me
     "empty": (lambda data: b"", r"is something else \(0 bytes\)"),
     "right length": (lambda data: bytes(len(data)), "is something else"),
     "cut in the middle of a byte stream": (lambda data: headers_of(data, data[:-9]), "IncompleteRead"),
-    "slow drip": (lambda data: drip, "bytes in 0.3 s: too slow"),
-    "too large": (lambda data: flood, "more than 16,777,216 bytes"),
+    "slow drip": (lambda data: ok(drip), SLOW),
+    "slow headers": (lambda data: ok(drip_headers), SLOW),
+    "slow redirect": (lambda data: redirect(drip), SLOW),
+    "redirect with a large body": (lambda data: redirect(flood), "a redirect of more than 65,536 bytes"),
+    "too large": (lambda data: ok(flood), "more than 16,777,216 bytes"),
     "packed bomb": (lambda data: gzip.compress(bytes(2**25), 1), r"something else \(16,777,216 bytes\)"),
-    "redirected for ever": (redirect, "30 redirects"),
+    "redirected for ever": (lambda data: redirect(lambda handler: handler.end_headers()), "30 redirects"),
     "forbidden": (lambda data: 403, "403"),
     "not found": (lambda data: 404, "404"),
     "server error": (lambda data: 503, "503"),
@@ -262,7 +284,7 @@ SPOILT = {  # what is wrong with the answer of the first source, and what the me
 @pytest.mark.parametrize("fault", SPOILT)
 def test_bad_answer_is_detected_and_the_next_source_used(fault, tiny, server, place, monkeypatch):
     spoil, words = SPOILT[fault]
-    monkeypatch.setattr(datasets_download, "DOWNLOAD_SECONDS", 0.3 if spoil(b"") is drip else 60)
+    monkeypatch.setattr(downloads, "DOWNLOAD_SECONDS", 1 if words == SLOW else 60)
     tiny("mnist")
     good = server.answers[first(server.answers)]
     server.answers[first(server.answers)] = spoil(good)
@@ -304,7 +326,7 @@ def test_all_sources_fail(tiny, place, capsys, monkeypatch):
 
 
 def test_silent_server_is_given_up(tiny, server, place, monkeypatch):
-    monkeypatch.setattr(datasets_download, "SERVER_TIMEOUT", 0.2)
+    monkeypatch.setattr(downloads, "SERVER_TIMEOUT", 0.2)
     with http.server.socketserver.TCPServer(("127.0.0.1", 0), None) as silent:  # listens, never answers
         tiny("mnist", sources=(f"http://127.0.0.1:{silent.server_address[1]}/*.gz", f"{server.url}/b/*.gz"))
         start = time.monotonic()
@@ -312,45 +334,47 @@ def test_silent_server_is_given_up(tiny, server, place, monkeypatch):
         assert time.monotonic() - start < 10
 
 
+def test_size_is_limited_for_a_source_not_a_file(tiny, server, place):
+    tiny("mnist", sources=(f"{server.url}/a/*.gz",))
+    for path in list(server.answers)[:2]:
+        server.answers[path] = bytes(10_000_000)
+    with pytest.raises(DatasetError, match="more than 16,777,216 bytes"):
+        load_dataset("mnist", place)
+
+
 def fetch_in_another_process(name, place, recipe, queue):
     DATASETS[name] = recipe
     queue.put(len(load_dataset(name, place).x_train))
 
 
-def test_two_processes_at_once_and_a_third_that_is_killed(tiny, server, place):
-    """Each has a place of its own until the file is whole. What a killed one had begun is begun again."""
+def test_processes_at_once_of_which_the_first_is_killed(tiny, server, place):
+    """They wait for each other: the second begins again, and clears what the first left; the third finds the file."""
     tiny("mnist", sources=(f"{server.url}/a/*.gz",))
-    context, met = multiprocessing.get_context("fork"), threading.Barrier(3, timeout=20)
+    context, begun = multiprocessing.get_context("fork"), threading.Event()
     path = first(server.answers)
     good = server.answers[path]
 
-    def wait_for_each_other(handler):
-        met.wait()
-        headers_of(good, good)(handler)
-
     def half(handler):
+        server.answers[path] = good
         headers_of(good, good[: len(good) // 2])(handler)
         handler.wfile.flush()
-        met.wait()
-        time.sleep(5)
+        begun.set()
+        time.sleep(2)
 
-    answers, queue = [wait_for_each_other, wait_for_each_other, half], context.Queue()
-    server.answers[path] = lambda handler: answers.pop()(handler)
+    server.answers[path], queue = half, context.Queue()
     arguments = ("mnist", place, DATASETS["mnist"], queue)
     processes = [context.Process(target=fetch_in_another_process, args=arguments) for _ in range(3)]
     processes[0].start()
-    while len(answers) == 3:
-        time.sleep(0.01)
+    assert begun.wait(20)
     for process in processes[1:]:
         process.start()
-    assert [queue.get(timeout=20), queue.get(timeout=20)] == [10, 10]
+    assert any(path.startswith("partial.") for path in left_over(place))
     processes[0].kill()
+    assert [queue.get(timeout=20), queue.get(timeout=20)] == [10, 10]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [-9, 0, 0]
-    server.answers[path] = good
-    (place / "mnist.npz").unlink()
-    assert len(load_dataset("mnist", place).x_train) == 10
+    assert server.asked.count(path) == 2 and left_over(place) == ["mnist.npz"]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -439,17 +463,20 @@ def test_datasets_dir_from_the_environment(tiny, tmp_path, place, monkeypatch):
 def test_folder_that_cannot_be_written(tiny, tmp_path):
     tiny("mnist")
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DatasetError, match="cannot write to .*IWAE_DATASETS_DIR"):
+    with pytest.raises(DatasetError, match="mnist: cannot write .*folder by .*IWAE_DATASETS_DIR"):
         load_dataset("mnist", tmp_path / "file")
 
 
-def test_broken_cache_says_delete_it(tiny, place):
+def test_broken_cache_says_delete_it(tiny, place, capsys):
     tiny("mnist")
     load_dataset("mnist", place)
     path = place / "mnist.npz"
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DatasetError, match="delete it to fetch it again"):
         load_dataset("mnist", place)
+    assert main(["mnist", "--datasets_dir", str(place)]) == 1
+    said = capsys.readouterr()
+    assert f"{path} is not an .npz file" in said.err and said.out == ""
 
 
 # Splits and parsers.
@@ -564,7 +591,7 @@ def test_readers_refuse_or_read_10_000_times(kind, edits, end):
 
 def test_git_blob_digest():
     """`printf 'hello\\n' | git hash-object --stdin`."""
-    found = datasets_download.digest(b"hello\n", "git-blob")
+    found = downloads.digest(b"hello\n", "git-blob")
     assert found == "git-blob:ce013625030ba8dba906f756967f9e9ca394464a"
 
 
@@ -626,6 +653,10 @@ BAD = {  # name: arrays, words of the message
     "features": (arrays(x_validation=np.zeros((2, 7), np.uint8)), r"unequal shape, x_validation \(2, 7\)"),
     "empty": (arrays(x_validation=np.zeros((0, 6), np.uint8)), "x_validation is empty"),
     "no features": (arrays(x_train=np.zeros((5, 0), np.uint8)), "x_train is empty"),
+    "one image": (
+        arrays(x_validation=np.zeros((1, 6), np.uint8)),
+        "x_validation holds one image; two or more",
+    ),
     "nan": (every(np.nan), "x_train holds NaN"),
     "infinite": (every(np.inf), "is from inf to inf; legal is 0 to 1"),
     "negative": (every(-0.5), "is from -0.5 to -0.5"),
@@ -753,10 +784,10 @@ def test_unknown_binarization_is_not_drawn():
 # What ships.
 
 
-def test_module_imports_no_tensorflow_and_nothing_of_ours():
+def test_module_imports_no_tensorflow_and_little_of_ours():
     code = "import sys, datasets_download; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    ours = {path.stem for path in ROOT.glob("*.py")} - {"datasets_download"}
+    ours = {path.stem for path in ROOT.glob("*.py")} - {"datasets_download", "downloads", "run_folder"}
     assert not (ours | {"tensorflow", "scipy"}) & set(modules.stdout.split())
 
 
@@ -791,6 +822,6 @@ def test_command_line():
         )
 
     done = command("mnist_sample")
-    assert done.returncode == 0 and "already in" in done.stdout
+    assert done.returncode == 0 and "cached already" in done.stdout
     done = command("mnits")
     assert done.returncode == 2 and "legal are mnist" in done.stderr

@@ -121,9 +121,6 @@ def leaves(function, *arguments):
 
 def test_legal_values_are_the_tables():
     assert command_line.OBJECTIVES == tuple(losses.OBJECTIVES)
-    assert command_line.SCHEDULES == {
-        name: sum(stage.epochs for stage in stages) for name, stages in training.SCHEDULES.items()
-    }
     assert command_line.LIKELIHOODS == models.LIKELIHOODS
     assert command_line.SPLITS == datasets_download.SPLITS
     assert command_line.OBJECTIVE_PARAMETERS == {name: words[0] for name in losses.OBJECTIVES if (words := needs(name))}
@@ -176,7 +173,7 @@ def test_results(iwae, tiny):
 
 def test_parameters_and_log(iwae):
     parameters = json.loads((iwae / "parameters.json").read_text())
-    assert set(parameters) == {*experiments.Parameters.__dataclass_fields__, "features"}
+    assert set(parameters) == {*experiments.Parameters.__dataclass_fields__, "features", "data", *runs.PACKAGES}
     assert (parameters["features"], parameters["binarization"], parameters["latent_units"]) == (36, "stochastic", [3])
     log = training.read_log(iwae)
     assert [record["epoch"] for record in log] == [1, 2] and [record["k"] for record in log] == [2, 2]

@@ -28,9 +28,13 @@ import tensorflow as tf
 
 import evaluation
 import run_folder
+import runs
 import training
 from checkpoints import Checkpoints
+from datasets_download import Dataset
 from experiments import Parameters
+from models import Autoencoder
+from schedules import epoch_inputs, plan_epochs
 
 ROOT = Path(training.__file__).resolve().parent
 TINY = "iwae --k 2 --latent_units 3 --hidden_units (8,), --epochs 2 --batch 5 --k_evaluation 60 --ema 0.9"
@@ -381,6 +385,21 @@ def test_evaluation_goes_on_from_whole_blocks_alone(tmp_path, monkeypatch):
         assert np.array_equal(results(), 2 * x)
 
 
+def test_a_stopped_evaluation_keeps_its_finished_blocks(tmp_path):
+    """By Ctrl-C or SIGTERM, however short the time since the last were kept."""
+    x, kept, seen = np.arange(40, dtype=np.float32).reshape(20, 2), tmp_path / "key.npz", []
+
+    def double(images, seed):
+        seen.append(int(seed[1]))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return 2 * images
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.map_images(double, x, 0, 6, kept=kept)
+    assert np.array_equal(evaluation.map_images(double, x, 0, 6, kept=kept), 2 * x) and seen == [0, 6, 12, 12, 18]
+
+
 def hold(folder, ready):
     with run_folder.lock(folder):
         ready.set()
@@ -404,6 +423,21 @@ def test_second_process_stops_at_once_and_a_dead_one_holds_nothing(tmp_path):
     (tmp_path / "partial.7.log.jsonl").write_text("half")
     with run_folder.lock(tmp_path):
         assert not any((tmp_path / "checkpoints").iterdir()) and not list(tmp_path.glob("partial.*"))
+
+
+def test_a_lock_that_is_waited_for_clears_no_more_than_asked(tmp_path, capsys):
+    """As of data sets and comparisons, in whose folders others are at work."""
+    for name in ("partial.7.comparison.md", "comparison/partial.7.a.png", "run/partial.7.log.jsonl", "partial.csv"):
+        run_folder.write_text(tmp_path / name, "")
+    with run_folder.lock(tmp_path, inside=[".", "comparison"]):
+        left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("partial.*"))
+        assert left == ["partial.csv", "run/partial.7.log.jsonl"]
+        waiting = threading.Thread(target=lambda: run_folder.lock(tmp_path, wait=True).__enter__(), daemon=True)
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive() and "waiting for its end" in capsys.readouterr().err
+    waiting.join(20)
+    assert not waiting.is_alive() and not list((tmp_path / "run").iterdir())
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
@@ -442,11 +476,118 @@ def test_tensorboard_that_cannot_be_written(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+# A folder that was touched by other hands, or by another version.
+
+
+@pytest.fixture
+def finished(tmp_path, small_net):
+    """A folder with what a run of two epochs leaves that is read again."""
+    folder, record = tmp_path / "run", {"epoch": 1, "bound_train": -2.0, "bound_validation": -2.0, "seconds": 1}
+    run_folder.write_text(folder / "log.jsonl", "".join(json.dumps(record | {"epoch": n}) + "\n" for n in (1, 2)))
+    (folder / "results.json").write_text(json.dumps(dict.fromkeys(runs.RESULTS, 1) | {"split": "test", "n_test": 3}))
+    np.save(folder / "log_likelihoods.npy", -np.ones(3, np.float32))
+    np.savez(folder / "arrays.npz", x=np.ones(3))
+    shape = {"features": 12, "latent_units": [4], "hidden_units": [[8, 8]], "likelihood": "bernoulli"}
+    (folder / "parameters.json").write_text(json.dumps(shape))
+    small_net().save_weights(folder / "model.weights.h5")
+    return folder
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+READERS = {
+    "log.jsonl": lambda folder: run_folder.read_log(folder, 2),
+    "results.json": runs.read_results,
+    "log_likelihoods.npy": runs.read_results,
+    "arrays.npz": lambda folder: runs.read_arrays(folder / "arrays.npz"),
+    "model.weights.h5": runs.load_model,
+}
+FOREIGN = {
+    "log.jsonl": [b'{"epoch": 1}\n', b"[1]\n"],
+    "results.json": [b"[]", b"null", b'{"nll": 1}'],
+    "log_likelihoods.npy": [npy(np.ones(4)), npy(np.array("abc")), npy(np.array([{}] * 3))],
+}
+
+
+UNSEEN = {"log.jsonl": {"one byte short"}, "arrays.npz": {"one bit"}}  # the end of a line, what zip does not read
+
+
+@pytest.mark.parametrize("file", READERS)
+def test_damaged_file_of_a_run_is_one_line_with_the_way_out(finished, file):
+    path, read = finished / file, READERS[file]
+    good = path.read_bytes()
+    changed = DAMAGE | {f"foreign {i}": lambda _, data=data: data for i, data in enumerate(FOREIGN.get(file, []))}
+    unseen = set()
+    for name, change in [("gone", None), *changed.items()]:
+        path.unlink() if name == "gone" else path.write_bytes(change(good))
+        try:
+            read(finished)
+            unseen.add(name)
+        except OSError as error:
+            said = str(error)
+            assert said.startswith(f"{path} is damaged or missing; what else is there stands. Way out: ")
+            assert "\n" not in said and "delete" in said
+    assert unseen == UNSEEN.get(file, set())
+
+
+def test_other_weights_are_not_taken_for_the_runs(finished):
+    Autoencoder(np.full(12, 0.5), (5,), ((8, 8),)).save_weights(finished / "model.weights.h5")
+    with pytest.raises(OSError, match="model.weights.h5 is damaged .*delete it, and the same command"):
+        runs.load_model(finished)
+
+
+def test_a_log_shorter_than_its_checkpoint_is_told(small_net, x_small, tmp_path, uncompiled):
+    parameters = replace(Parameters(), batch=30, k=1, epochs=1, binarization="fixed")
+    training.train(small_net(), x_small, parameters, tmp_path, lambda: 0.0)
+    (tmp_path / "log.jsonl").unlink()
+    with pytest.raises(OSError, match="log.jsonl is damaged or missing.*delete .* trains from the beginning"):
+        training.train(small_net(), x_small, parameters, tmp_path, lambda: 0.0)
+
+
+def begun(place, version="2.0", pixel=0, trained=False):
+    """What `open_run` says of a folder that a run of that TensorFlow, on images of that grey, has begun or ended."""
+    images = np.full((2, 4), pixel, np.uint8)
+    data = Dataset("tiny", images, images, images, None, None, None, "fixed", (2, 2))
+    parameters = replace(Parameters(), results_dir=str(place), batch=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "versions", lambda: {"tensorflow": version})
+        folder = runs.open_run("iwae", parameters, data).folder
+        if not folder.exists():
+            run_folder.write_text(folder / "parameters.json", json.dumps(runs.settings(parameters, data)))
+    if trained:
+        (folder / "model.weights.h5").touch()
+    return folder
+
+
+def test_training_goes_on_with_the_same_data_and_versions_alone(tmp_path):
+    """What is trained already may be evaluated by another version: its parameters.json stays as it is."""
+    folder = begun(tmp_path)
+    assert begun(tmp_path) == folder
+    with pytest.raises(SystemExit, match=r"holds another run:\n.*\n  tensorflow +'2.0' +'2.1'\nWay out"):
+        begun(tmp_path, version="2.1")
+    with pytest.raises(SystemExit, match=r"holds another run:\n.*\n  data +'\w{16}' +'\w{16}'\nWay out"):
+        begun(tmp_path, pixel=255)
+    begun(tmp_path, trained=True)
+    assert begun(tmp_path, version="2.1") == folder
+    with pytest.raises(SystemExit, match="data"):
+        begun(tmp_path, version="2.1", pixel=255)
+    (folder / "parameters.json").unlink()
+    with pytest.raises(OSError, match="parameters.json is damaged or missing"):
+        begun(tmp_path)
+
+
 @pytest.mark.parametrize("text", ['{"k": 1', "[1, 2]", "", "null"])
 def test_parameters_that_cannot_be_read(tmp_path, text):
     (tmp_path / "parameters.json").write_text(text)
-    with pytest.raises(SystemExit, match="parameters.json cannot be read .*delete that folder"):
+    with pytest.raises(OSError, match="parameters.json is damaged or missing; .*Way out: delete that folder"):
         run_folder.check_parameters(tmp_path, {"k": 1}, set())
+
+
+# Bad numbers.
 
 
 def spoil_weights(model):
@@ -464,27 +605,50 @@ def spoil_image(model):
     model.log_joint = lambda x, z: log_joint(x, z) + tf.where(tf.reduce_sum(x, -1) == 12, np.nan, 0.0)
 
 
-@pytest.mark.parametrize("spoil", [spoil_weights, spoil_gradient, spoil_image])
-def test_step_that_is_not_finite_is_named(small_net, x_small, tmp_path, spoil):
-    """With its epoch, step, rate, images and layers; weights and optimizer stay as they were before it."""
-    parameters = replace(Parameters(), batch=10, k=2, schedule="hold", epochs=2, binarization="fixed")
-    x = x_small.copy()
+def spoil_update(model):
+    """A gradient that is finite, but not its square: bounds are finite for ever, and other variables too for a step."""
+    bias, log_joint = model.decoder[0].head.bias, model.log_joint
+    huge = lambda: 1e30 * (bias[0] - tf.stop_gradient(bias[0]))  # noqa: E731
+    model.log_joint = lambda x, z: log_joint(x, z) + tf.where(tf.reduce_sum(x, -1) == 12, huge(), 0.0)
+
+
+SPOILT = {  # what is spoilt: whether by image 17 alone, what is said of layers
+    spoil_weights: (False, "gaussian_layer"),
+    spoil_gradient: (False, "data_layer"),
+    spoil_image: (True, "gaussian_layer"),
+    spoil_update: (True, r"no layer, but its largest value, \d\.\de\+\d\d, overflows the optimizer or clip_norm"),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("spoil, clip_norm", [*[(spoil, None) for spoil in SPOILT], (spoil_update, 10)])
+def test_bad_step_is_named(small_net, x_small, tmp_path, monkeypatch, request, spoil, clip_norm, compiled):
+    """With its epoch, step, rate, images and layers; weights and optimizer, here and on disk, are those before it."""
+    if not compiled:
+        request.getfixturevalue("uncompiled")
+    monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    parameters = replace(Parameters(), batch=5, k=2, schedule="hold", epochs=2, binarization="fixed")
+    parameters, x, model = replace(parameters, clip_norm=clip_norm), x_small.copy(), small_net(layers=2)
     x[x.sum(1) == 12] = 0
     x[17] = 1  # what spoil_image looks for
-    model = small_net(layers=2)
     spoil(model)
-    plan = training.plan_epochs(parameters)
-    order = training.epoch_inputs(plan[0], 60, parameters)[0]
-    bad = int(np.argwhere(order == 17)[0, 0]) if spoil is spoil_image else 0
+    order = epoch_inputs(plan_epochs(parameters)[0], 60, parameters)[0]
+    by_image, layers = SPOILT[spoil]
+    bad = int(np.argwhere(order == 17)[0, 0]) if by_image else 0
     with pytest.raises(FloatingPointError) as error:
         training.train(model, x, parameters, tmp_path, lambda: 0.0)
     said = str(error.value)
     assert f"not finite in epoch 1, step {bad}, learning rate 0.001:" in said and "--clip_norm" in said
-    images = {spoil_image: "[17]", spoil_weights: str(order[0].tolist()), spoil_gradient: "none"}[spoil]
+    images = {spoil_image: "[17]", spoil_weights: str(order[0].tolist())}.get(spoil, "none")
     assert f"the bound of training images {images} of {order[bad].tolist()};" in said
-    assert "gradient of " + ("data_layer" if spoil is spoil_gradient else "gaussian_layer") in said
-    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "log.jsonl").exists()
+    assert re.search(f"gradient of {layers}", said)
     assert all(np.isfinite(v.numpy()).all() for v in model.variables if spoil is not spoil_weights)
+    saved = list(tmp_path.glob("checkpoints/*"))
+    assert len(saved) == min(2, bad * training.STRETCHES_PER_EPOCH // len(order))
+    for path in saved:
+        reader = tf.train.load_checkpoint(str(path / "state"))
+        names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
+        assert names and all(np.isfinite(reader.get_tensor(name)).all() for name in names)
 
 
 def test_clipped_gradient_has_the_norm_asked_for(small_net, x_small, tmp_path, monkeypatch):
@@ -496,7 +660,7 @@ def test_clipped_gradient_has_the_norm_asked_for(small_net, x_small, tmp_path, m
         optimizer.build(model.phi + model.theta)
         before = [variable.numpy() for variable in model.phi + model.theta]
         stretch = training.compile_stretch(model, optimizer, tf.constant(x_small), parameters, 2)
-        inputs = training.epoch_inputs(training.plan_epochs(parameters)[0], 60, parameters)
+        inputs = epoch_inputs(plan_epochs(parameters)[0], 60, parameters)
         stretch(*inputs, 0, 1)
         after = [variable.numpy() for variable in model.phi + model.theta]
         steps[clip_norm] = np.concatenate([(b - a).ravel() for a, b in zip(before, after, strict=True)])
@@ -513,7 +677,7 @@ def test_a_step_taken_again_is_the_same_step(small_net, x_small):
     stretch = training.compile_stretch(
         model, training.build_optimizer(parameters, model), tf.constant(x), parameters, 2
     )
-    inputs = training.epoch_inputs(training.plan_epochs(parameters)[0], 60, parameters)
+    inputs = epoch_inputs(plan_epochs(parameters)[0], 60, parameters)
     again = [np.mean(training.replay(model, x, parameters, 2, inputs, step)[0]) for step in (3, 4)]
     assert abs(again[0] - again[1]) > 0.01
-    assert again[0] == pytest.approx(float(stretch(*inputs, 3, 4)[0]), rel=1e-5)
+    assert again[0] == pytest.approx(float(stretch(*inputs, 3, 4)), rel=1e-5)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import evaluation
+import plotting
+import run_folder
 import training
 from checkpoints import Checkpoints
-from command_line import SCHEDULES
 from experiments import Parameters
-from training import plan_epochs, stages_of
+from schedules import PAPER_EPOCHS, SCHEDULES, Stage, epoch_inputs, plan_epochs, stages_of
 
 TINY = Parameters(batch=10, k=2, epochs=2, binarization="stochastic")
 
@@ -31,7 +33,7 @@ def test_paper_schedule_is_the_papers():
     plan = plan_epochs(replace(TINY, schedule="paper", epochs=None))
     starts = [epoch.number for epoch, before in zip(plan[1:], plan[:-1], strict=True) if epoch[2:] != before[2:]]
     assert [start - 1 for start in starts] == [1, 4, 13, 40, 121, 364, 1093]
-    assert len(plan) == SCHEDULES["paper"] == 3280
+    assert len(plan) == PAPER_EPOCHS == 3280
     assert plan[0].rate_from == 0.001 and plan[-1].rate_to == pytest.approx(0.0001)
     assert all(epoch.rate_from == epoch.rate_to for epoch in plan)
     rounded = [1e-3, 7.2e-4, 5.2e-4, 3.7e-4, 2.7e-4, 1.9e-4, 1.4e-4, 1e-4]  # as the authors' code has them
@@ -44,7 +46,7 @@ def test_epochs_cut_the_paper_schedule_short(epochs):
     assert cut == whole[:epochs]
 
 
-@pytest.mark.parametrize("schedule", [name for name in training.SCHEDULES if name != "paper"])
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "paper"])
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 100])
 def test_epochs_rescale_other_schedules(schedule, epochs):
     whole, scaled = stages_of(schedule), stages_of(schedule, epochs)
@@ -56,30 +58,30 @@ def test_epochs_rescale_other_schedules(schedule, epochs):
             assert abs(a.epochs * share - b.epochs) <= share
 
 
-@pytest.mark.parametrize("schedule", training.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_learning_rates_meet_from_epoch_to_epoch(schedule):
     plan = plan_epochs(replace(TINY, schedule=schedule, epochs=None))
     assert [epoch.number for epoch in plan] == list(range(1, len(plan) + 1))
     assert all(epoch.k >= 1 and epoch.rate_from >= epoch.rate_to >= 0 for epoch in plan)
-    _, rates, _ = training.epoch_inputs(plan[-1], 60, TINY)
+    _, rates, _ = epoch_inputs(plan[-1], 60, TINY)
     assert rates[0] == np.float32(plan[-1].rate_from) and rates.dtype == np.float32
 
 
 def test_stages_may_have_a_k_of_their_own(monkeypatch):
-    stages = [training.Stage(1, 1e-3, 1e-3, k=1), training.Stage(1, 1e-3, 0.0)]
-    monkeypatch.setitem(training.SCHEDULES, "quick", stages)
+    stages = [Stage(1, 1e-3, 1e-3, k=1), Stage(1, 1e-3, 0.0)]
+    monkeypatch.setitem(SCHEDULES, "quick", stages)
     assert [epoch.k for epoch in plan_epochs(replace(TINY, epochs=None))] == [1, 2]
 
 
 def test_every_epoch_has_a_new_permutation_without_the_last_incomplete_batch():
     plan = plan_epochs(replace(TINY, epochs=2))
-    orders = [training.epoch_inputs(epoch, 64, TINY)[0] for epoch in plan]
+    orders = [epoch_inputs(epoch, 64, TINY)[0] for epoch in plan]
     for order in orders:
         assert order.shape == (6, 10) and order.dtype == np.int32
         assert len(set(order.ravel())) == 60 and order.max() < 64
     assert not np.array_equal(*orders)
-    np.testing.assert_array_equal(orders[0], training.epoch_inputs(plan[0], 64, TINY)[0])
-    assert not np.array_equal(orders[0], training.epoch_inputs(plan[0], 64, replace(TINY, seed=1))[0])
+    np.testing.assert_array_equal(orders[0], epoch_inputs(plan[0], 64, TINY)[0])
+    assert not np.array_equal(orders[0], epoch_inputs(plan[0], 64, replace(TINY, seed=1))[0])
 
 
 class Recorder:
@@ -103,11 +105,11 @@ def test_images_are_binarised_afresh_each_time_they_are_served(small_net, monkey
     """Pitfall: binarised once, or never. Pixels are 0 or 1, their mean the grey value, and draws differ by step."""
     x = np.full((60, 12), 51, np.uint8)  # grey 0.2
     stretch = stretch_of(small_net(), monkeypatch, x, TINY)
-    order, rates, seed = training.epoch_inputs(plan_epochs(TINY)[0], 60, TINY)
+    order, rates, seed = epoch_inputs(plan_epochs(TINY)[0], 60, TINY)
     same_images = np.repeat(order[:1], len(order), axis=0)
-    means = [float(stretch(same_images, rates, seed, step, step + 1)[0]) for step in range(6)]
+    means = [float(stretch(same_images, rates, seed, step, step + 1)) for step in range(6)]
     assert min(means) >= 0 and len(set(means)) > 1
-    draws = [float(stretch(order, rates, (7, epoch), 0, 6)[0]) / 6 for epoch in range(100)]
+    draws = [float(stretch(order, rates, (7, epoch), 0, 6)) / 6 for epoch in range(100)]
     # 72,000 pixels of standard deviation 0.4: beyond 4.5 standard errors once in 100,000 seeds.
     assert abs(np.mean(draws) - 0.2) < 4.5 * 0.4 / np.sqrt(72000)
 
@@ -118,8 +120,8 @@ def test_other_images_are_served_as_they_are(small_net, monkeypatch, binarizatio
     x = np.full((60, 12), 51, np.uint8) if dtype == np.uint8 else np.full((60, 12), 0.2, np.float32)
     parameters = replace(TINY, binarization=binarization, backward_samples=1)  # told to the Recorder: grey is legal
     stretch = stretch_of(small_net(), monkeypatch, x, parameters)
-    inputs = training.epoch_inputs(plan_epochs(parameters)[0], 60, parameters)
-    assert float(stretch(*inputs, 0, 6)[0]) / 6 == pytest.approx(0.2)
+    inputs = epoch_inputs(plan_epochs(parameters)[0], 60, parameters)
+    assert float(stretch(*inputs, 0, 6)) / 6 == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
@@ -179,6 +181,32 @@ def test_resumed_training_is_bit_for_bit_the_uninterrupted(small_net, x_small, t
     for record in logs[0] + logs[1]:
         del record["seconds"]
     assert logs[0] == logs[1] and len(logs[0]) == 4
+
+
+def test_weights_are_the_same_with_and_without_evaluation_plots_and_checkpoints(
+    small_net, x_small, tmp_path, monkeypatch, uncompiled
+):
+    plain, model = train(small_net(), x_small, tmp_path / "plain"), small_net()
+    monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+
+    def look_at_everything():
+        arrays = evaluation.figure_arrays(model, x_small, x_small) | {"image_shape": np.array([3, 4])}
+        plotting.save_figure(plotting.PLOTS["prior_samples"]({"run": arrays}), tmp_path / "prior_samples.png")
+        return float(evaluation.log_likelihood(model, x_small, k=3).mean())
+
+    parameters = replace(TINY, snapshot_epochs=(1, 2))
+    training.train(model, grey(x_small), parameters, tmp_path / "watched", look_at_everything)
+    assert (tmp_path / "prior_samples.png").exists() and len(
+        list((tmp_path / "watched" / "checkpoints").iterdir())
+    ) == 2
+    for a, b in zip(plain, model.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_seed_trains_the_same_net_to_other_weights(small_net, x_small, tmp_path, uncompiled):
+    """The seed of order, binarisation and samples: the initial weights are the same here."""
+    runs = [train(small_net(), x_small, tmp_path / str(seed), replace(TINY, seed=seed)) for seed in (0, 1)]
+    assert all(np.abs(a - b).max() > 1e-5 for a, b in zip(*runs, strict=True))
 
 
 OTHERS = {
