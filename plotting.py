@@ -2,7 +2,8 @@
 
 Every plot takes `runs`, a dict {label: arrays}, where `arrays` maps names to numpy arrays (a loaded npz will
 do); its docstring names the arrays that it reads. A new plot is one function and one entry of `PLOTS`, or of
-`COMPARISONS` (of several runs, beside the plots), or of `DIAGNOSTICS` (of what --diagnose measures).
+`COMPARISONS` (of several runs, beside the plots), or of `DIAGNOSTICS` (of what --diagnose measures), and of
+`NEEDS` where not every run has what it draws. `ANIMATIONS` give lists of Figures.
 Nothing here opens a window, needs a display or touches `rcParams`: figures are made without pyplot.
 """
 

@@ -78,9 +78,9 @@ def posterior_side_by_side(runs):
     first = next(iter(runs.values()))
     count = len(first["grid_index"]) - len(first["grid_share"])
     caption = (
-        "Blue: the true posterior p(z | x) of the image above, on a grid; red: the encoder's q(z | x). Lines: the "
+        "Blue: the true posterior p(z | x) of the image above. Red: the encoder's q(z | x). Lines: the smallest areas "
     )
-    caption += "smallest areas that hold 50 % and 95 % of each. Every panel has a square of its own. KL(q ‖ p) in nats."
+    caption += "that hold 50 % and 95 % of each. Every panel has a square of its own. KL(q ‖ p) in nats."
     figure = new_figure(f"Posteriors of the same {split_of(runs)} images", caption, 1.8 + 1.9 * len(runs))
     panels = figure.subplots(1 + len(runs), count, squeeze=False, height_ratios=[0.55] + [1] * len(runs))
     for axes, image in zip(panels[0], first["grid_x"], strict=False):
@@ -102,8 +102,8 @@ def aggregate_over_training(runs):
     epochs = epochs[:1] * (len(epochs) > 2) + epochs[-2:]
     samples = {run: arrays["snapshot_posterior_samples"] for run, arrays in runs.items()}
     count = len(next(iter(samples.values()))[0])
-    caption = f"One sample of q(z | x) for each of {count:,} {split_of(runs)} images: not that of any single one. "
-    caption += "Rings: the areas that hold 50 % and 95 % of the prior."
+    caption = f"One sample of q(z | x) for each of {count:,} {split_of(runs)} images. Not the posterior of any single "
+    caption += "image. Rings: the areas that hold 50 % and 95 % of the prior."
     figure = new_figure("Aggregate posterior as the net was trained", caption, 0.9 + 2.8 * len(runs))
     panels = figure.subplots(len(runs), len(epochs), squeeze=False, sharex=True, sharey=True)
     reach = max(np.quantile(np.abs(points), 0.999) for points in samples.values())

@@ -400,7 +400,7 @@ def test_aggregate_posterior_over_training_holds_the_epochs_that_all_runs_kept()
             assert np.array_equal(axes.collections[0].get_offsets(), arrays["snapshot_posterior_samples"][at])
             assert f"epoch {arrays['snapshot_epoch'][at]}" in axes.get_title(loc="left")
             assert [patch.radius for patch in axes.patches] == pytest.approx([1.177, 2.448], abs=0.001)
-    assert "Aggregate" in figure.get_suptitle() and "not that of any single" in figure.get_supxlabel()
+    assert "Aggregate" in figure.get_suptitle() and "Not the posterior of any single image" in figure.get_supxlabel()
 
 
 @pytest.mark.parametrize("name", ANIMATIONS)
