@@ -199,7 +199,7 @@ def posterior_samples(runs):
     caption = (
         f"z_1, the layer nearest the data. Blue: one of each {k} samples of q, drawn by its weight, in place of the "
     )
-    caption += "posterior. Red: q(z_1 | x). PCA: of both together, for each image by itself."
+    caption += "posterior. Red: q(z_1 | x). PCA: of the active units of both together, image by image."
     figure, panels = _image_panels(runs, "Posterior of single images by resampling, beside q", caption, 2.9)
     for row, arrays in zip(panels, runs.values(), strict=True):
         for i, axes in enumerate(row):

@@ -8,7 +8,7 @@ import tensorflow as tf
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from evaluation import SAMPLES_AT_ONCE, bounds, map_images, principal_components, shown_images
+from evaluation import ACTIVE_THRESHOLD, SAMPLES_AT_ONCE, bounds, map_images, principal_components, shown_images
 from losses import log_mean_exp
 from models import split_seed
 
@@ -233,12 +233,15 @@ def bound_curve(model, x, seed=0):
 def sample_arrays(model, x, labels=None, seed=0):
     """Arrays of a net of any size: L_k against k, and of the first SINGLE shown images the weights and the posterior.
 
-    The posterior is that of z_1, by sampling-importance-resampling, beside as many samples of q.
+    The posterior is that of z_1, by sampling-importance-resampling, beside as many samples of q; of more than two
+    units the active ones: in the others both are the prior, whose spread is all that PCA would show.
     """
     shown = shown_images(labels, 10)[:SINGLE]
     z, log_w = pool_of(model, x[shown], POOL, seed)
     chosen = resampled(z, log_w, max(KS), seed)
     both = np.stack([chosen, z[: len(chosen)]])  # [2, s, n, units]
+    active = np.var(model.encode(x[:CANDIDATES]).mean(), axis=0) > ACTIVE_THRESHOLD
+    both = both[..., active] if model.latent_units[0] > 2 and active.any() else both
     flat = [principal_components(both[:, :, i].reshape(-1, both.shape[-1])) for i in range(len(shown))]
     curve = np.float64(bound_curve(model, x[:BOUND_IMAGES], seed))
     return {
