@@ -144,6 +144,25 @@ def test_optimizer_is_the_one_named(name):
     assert config.get("momentum", 0.75) == 0.75 and not config["use_ema"] and not config["weight_decay"]
 
 
+# What ships with the project.
+
+
+@pytest.mark.parametrize("name", experiments.POSTERIOR_2D)
+def test_pretrained_nets_are_the_named_runs_at_three_epochs(name):
+    folder = ROOT / "pretrained" / "mnist" / f"{name}__seed0"
+    ours, theirs = experiments.NAMED_RUNS[name], json.loads((folder / "parameters.json").read_text())
+    for field in ("objective", "k", "latent_units", "hidden_units", "schedule", "epochs", "seed"):
+        assert json.loads(json.dumps(getattr(ours, field))) == theirs[field]
+    assert theirs["datasets_dir"] is None and {1, 16} <= set(models.snapshots(folder))
+    assert results_of(folder)["epochs"] == 30 and max(path.stat().st_size for path in folder.rglob("*.h5")) < 2.5e6
+    assert not np.array_equal(*(load_run(folder, epoch).get_weights()[0] for epoch in (None, 16)))
+
+
+def test_every_figure_of_the_readme_is_there():
+    links = re.findall(r"!\[[^]]+\]\((docs/[^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 8 and all((ROOT / link).is_file() for link in links)
+
+
 # The default run.
 
 
