@@ -13,7 +13,7 @@ import tempfile
 from functools import partial
 
 from datasets_download import BINARIZATIONS, DATASETS
-from schedules import PAPER_EPOCHS, SCHEDULES
+from schedules import PAPER_EPOCHS, SCHEDULES, plan_epochs
 
 OBJECTIVES = ("vae", "iwae", "stl", "dreg", "rws", "rws_dreg", "ciwae", "miwae", "miwae_dreg", "piwae", "vr", "vr_dreg")
 OBJECTIVE_PARAMETERS = {"ciwae": "beta", "miwae": "groups", "miwae_dreg": "groups", "piwae": "groups"}
@@ -96,6 +96,11 @@ def inconsistencies(p, legal):
             found.append(f"{name} = {value}: objective {p.objective!r} {'needs' if takes else 'does not take'} a value")
     if legal("epochs") and p.schedule == "paper" and p.epochs and p.epochs > PAPER_EPOCHS:
         found.append(f"epochs = {p.epochs}: the paper's schedule has {PAPER_EPOCHS}")
+    if legal("snapshot_epochs", "epochs", "schedule"):
+        epochs = len(plan_epochs(p))
+        if max(p.snapshot_epochs, default=0) > epochs:
+            kept = ",".join(str(epoch) for epoch in p.snapshot_epochs if epoch <= epochs) or "()"
+            found.append(f"snapshot_epochs = {p.snapshot_epochs}: the run has {epochs}: try --snapshot_epochs {kept}")
     if legal("groups", "k") and p.groups and p.k % p.groups:
         found.append(f"groups = {p.groups}: must divide k = {p.k}")
     if legal("backward_samples") and p.objective == "piwae" and p.backward_samples:

@@ -16,6 +16,7 @@ IMAGES_AT_ONCE = 100
 SAMPLES_AT_ONCE = 50
 ACTIVE_THRESHOLD = 0.01  # Burda et al. 2016, section 5: a unit is active if Var_x(E[z | x]) is above it
 K_RESAMPLING = 50  # samples of q that importance-weighted resampling draws one from
+INTERPOLATED = 9  # images from one end of an interpolation to the other, both included
 HALF_AVERAGE = 100  # samples in each of the two averages of `unit_variances`
 
 
@@ -139,6 +140,32 @@ def active_units(variances):
     return [int(np.sum(layer > ACTIVE_THRESHOLD)) for layer in variances]
 
 
+def unit_kl(model, x, seed=0):
+    """What each unit tells of x: mean of log q(z_i | ..) - log p(z_i | ..) in nats, an array [units] for each layer.
+
+    All of them add up to the mean of KL(q(z | x) || p(z)). x: [n, features] as fed to the encoder.
+    """
+
+    @tf.function(jit_compile=True)
+    def log_ratios(images, seed):
+        q = model.encode(images)
+        z = model.sample_posterior(q, model.draw_noise(HALF_AVERAGE, tf.shape(images)[0], seed))
+        priors = [layer.distribution(above) for layer, above in zip(model.decoder[1:], z[1:], strict=True)]
+        pairs = zip(z, model.conditionals(q, z), [*priors, model.prior()], strict=True)
+        return [tf.reduce_mean(q.distribution.log_prob(z) - p.distribution.log_prob(z), axis=0) for z, q, p in pairs]
+
+    return [layer.mean(axis=0) for layer in map_images(log_ratios, x, seed)]
+
+
+def interpolations(model, x):
+    """Decoder means on the way from each image to the next one, straight from E[z_1 | x] to E[z_1 | x'].
+
+    x: [n, features] as fed to the encoder -> [n // 2, INTERPOLATED, features], for the pairs (0, 1), (2, 3), ..
+    """
+    z = model.encode(x[: len(x) // 2 * 2]).mean()
+    return model.decode(tf.linspace(z[0::2], z[1::2], INTERPOLATED, axis=1)).numpy()
+
+
 def paired_difference(a, b):
     """Mean of a - b over the same images and its standard error: two floats, nats. a, b: [n] log-likelihoods."""
     difference = np.float64(a) - b
@@ -194,6 +221,7 @@ def figure_arrays(model, x_mean, x, labels=None, seed=0):
         "reconstruction_sample": by_sample,
         "reconstruction_resampled": by_resampling,
         "k_resampling": K_RESAMPLING,
+        "interpolation": interpolations(model, x[shown]),
         "prior_samples": model.sample(100, (seed, 0)).numpy(),
         "posterior_samples": samples,
         "posterior_projection": "latent" if model.latent_units[-1] == 2 else "PCA",
@@ -203,8 +231,8 @@ def figure_arrays(model, x_mean, x, labels=None, seed=0):
         "encoder_weights": model.encoder[0].hidden[0].kernel.numpy(),
         "decoder_weights": model.decoder[0].head.kernel.numpy(),
     }
-    for layer, variances in enumerate(unit_variances(model, x, seed), start=1):
-        arrays[f"unit_variance_{layer}"] = variances
+    for name, measure in (("unit_variance", unit_variances), ("unit_kl", unit_kl)):
+        arrays |= {f"{name}_{layer}": units for layer, units in enumerate(measure(model, x, seed), start=1)}
     return {name: np.asarray(array) for name, array in arrays.items()}
 
 

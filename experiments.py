@@ -7,7 +7,6 @@ python experiments.py --list                                the named runs and g
 """
 
 import contextlib
-import re
 import shlex
 import signal
 import sys
@@ -83,7 +82,8 @@ PARAMETERS = Parameters(
 COMPARE = ("vae", "iwae")  # objectives to train PARAMETERS with, side by side
 # --------------------------------------------------------------------------------------------------------
 
-NETS = {1: ((50,), ((200, 200),)), 2: ((100, 50), ((200, 200), (100, 100)))}  # latent_units, hidden_units
+NETS = {"l1": ((50,), ((200, 200),)), "l2": ((100, 50), ((200, 200), (100, 100)))}  # latent_units, hidden_units
+NETS["2d"] = ((2,), ((200, 200),))  # not the paper's: a latent space to be seen as it is
 
 # Burda et al. 2016, Table 1: negative test log-likelihood on MNIST in nats, and active units.
 PAPER = {
@@ -100,21 +100,17 @@ PAPER = {
 }
 
 
-def table_1_cell(name):
-    """The run of a cell of Table 1: its objective, layers and k are in its name."""
-    objective, layers, k = re.fullmatch(r"(\w+)_l(\d+)_k(\d+)", name).groups()
-    latent_units, hidden_units = NETS[int(layers)]
-    return Parameters(
-        objective=objective,
-        k=int(k),
-        latent_units=latent_units,
-        hidden_units=hidden_units,
-        schedule="paper",
-        k_evaluation=5000,
-    )
+def run_named(name, **others):
+    """The run of a name such as iwae_l1_k50: objective, net and k are in it. others: what else it has."""
+    objective, net, k = name.split("_")
+    latent_units, hidden_units = NETS[net]
+    return Parameters(objective=objective, k=int(k[1:]), latent_units=latent_units, hidden_units=hidden_units, **others)
 
 
-NAMED_RUNS = {name: table_1_cell(name) for name in PAPER}
+NAMED_RUNS = {name: run_named(name, schedule="paper", k_evaluation=5000) for name in PAPER}
+POSTERIOR_2D = ("vae_2d_k5", "iwae_2d_k1", "iwae_2d_k5", "iwae_2d_k30", "iwae_2d_k50")
+TRAINED_2D = {"schedule": "hold", "epochs": 30, "snapshot_epochs": (1, 2, 4, 8, 16)}
+NAMED_RUNS |= {name: run_named(name, **TRAINED_2D) for name in POSTERIOR_2D}
 ALIASES = {"iwae_l1_k1": "vae_l1_k1", "iwae_l2_k1": "vae_l2_k1"}  # at k = 1 the two bounds are one
 
 
@@ -127,17 +123,18 @@ def own_value(objective):
 # Names of several runs, the first of which the others are compared with.
 ALL_OBJECTIVES = dict.fromkeys(("iwae", *OBJECTIVES))
 GROUPS = {
-    "estimators": [Parameters(objective=name, k=8, schedule="hold", **own_value(name)) for name in ALL_OBJECTIVES]
+    "estimators": [Parameters(objective=name, k=8, schedule="hold", **own_value(name)) for name in ALL_OBJECTIVES],
+    "posterior_2d": [NAMED_RUNS[name] for name in POSTERIOR_2D],
 }
 
 
 def runs_called(name):
     """[((name, base run), Parameters)] that a word of the command line stands for: see `command_line.run_name`."""
     name = ALIASES.get(name, name)
-    if name in NAMED_RUNS:
-        return [((name, NAMED_RUNS[name]), NAMED_RUNS[name])]
-    runs = GROUPS[name] if name in GROUPS else [replace(PARAMETERS, objective=name)]
-    return [((run.objective, Parameters(objective=run.objective)), run) for run in runs]
+    runs = GROUPS.get(name) or [NAMED_RUNS.get(name) or replace(PARAMETERS, objective=name)]
+    names = {run: name for name, run in NAMED_RUNS.items()}
+    unnamed = [(run.objective, Parameters(objective=run.objective)) for run in runs]
+    return [((names[run], run) if run in names else base, run) for run, base in zip(runs, unnamed, strict=True)]
 
 
 def resolve(names, overrides, wrong=()):

@@ -191,17 +191,27 @@ class Autoencoder(keras.Model):
         return self.decode(z)
 
 
-def load_run(folder):
-    """The trained model that `experiments.py` left in a run's folder.
+def snapshots(folder):
+    """The weights that a run kept while it was trained (`snapshot_epochs`): {epoch: path}."""
+    paths = sorted((Path(folder) / "snapshots").glob("epoch*.weights.h5"))
+    return {int(path.name.removeprefix("epoch").partition(".")[0]): path for path in paths}
 
-    Reads parameters.json and model.weights.h5. Raises FileNotFoundError where one of them is missing.
+
+def load_run(folder, epoch=None):
+    """The trained model that `experiments.py` left in a run's folder; as it was after an epoch, if it was kept then.
+
+    Reads parameters.json and model.weights.h5 or a snapshot. Raises FileNotFoundError where one of them is missing.
     """
     parameters = json.loads((Path(folder) / "parameters.json").read_text())
+    kept = {None: Path(folder) / "model.weights.h5"} | snapshots(folder)
+    if epoch not in kept:
+        epochs = ", ".join(map(str, snapshots(folder))) or "none"
+        raise FileNotFoundError(f"{folder}: epoch {epoch} was not kept. Kept: {epochs}; see snapshot_epochs")
     model = Autoencoder(
         np.zeros(parameters["features"]),
         parameters["latent_units"],
         parameters["hidden_units"],
         parameters["likelihood"],
     )
-    model.load_weights(Path(folder) / "model.weights.h5")
+    model.load_weights(kept[epoch])
     return model

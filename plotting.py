@@ -2,23 +2,50 @@
 
 Every plot takes `runs`, a dict {label: arrays}, where `arrays` maps names to numpy arrays (a loaded npz will
 do); its docstring names the arrays that it reads. A new plot is one function and one entry of `PLOTS`, or of
-`COMPARISONS` (of several runs, beside the plots), or of `DIAGNOSTICS` (of what --diagnose measures).
+`COMPARISONS` (of several runs, beside the plots), or of `DIAGNOSTICS` (of what --diagnose measures), and of
+`NEEDS` where not every run has what it draws. `ANIMATIONS` give lists of Figures.
 Nothing here opens a window, needs a display or touches `rcParams`: figures are made without pyplot.
 """
 
 import textwrap
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-WIDTH = 8.3  # inches: a README shows about 830 pixels, so that an inch is 100 of them
-DPI = 160
-TITLE, TEXT, SMALL = 12, 10, 9  # font sizes in points
-# Colours of runs and digits: Paul Tol's "muted" scheme, safe for colour-blind readers, and black as tenth.
-PALETTE = "#332288 #CC6677 #117733 #88CCEE #882255 #DDCC77 #44AA99 #999933 #AA4499 #000000".split()
-IMAGE_STYLE = {"cmap": "gray", "vmin": 0, "vmax": 1}
+from canvas import (
+    IMAGE_STYLE,
+    PALETTE,
+    SMALL,
+    TEXT,
+    WIDTH,
+    broken,
+    cell_height,
+    class_legend,
+    classes_of,
+    columns_of,
+    draw_tiles,
+    image_shape_of,
+    label_axes,
+    name_panel,
+    new_figure,
+    number,
+    panels_of,
+    projection_names,
+    scatter_classes,
+    split_of,
+    tile_figure,
+)
+from plotting_posterior import (
+    aggregate_over_training,
+    bound_against_k,
+    common_epochs,
+    log_weights,
+    manifold,
+    posterior_of_one_input,
+    posterior_samples,
+    posterior_side_by_side,
+)
+
 MAX_TILES = 100  # weight images shown per panel
 
 
@@ -31,16 +58,16 @@ def training_curves(runs):
     logarithmic = epochs.min() > 0 and epochs.max() > 40
     bottom, caption = _bottom_of_curves(runs, np.log if logarithmic else np.asarray)
     title = "Bound on training images (solid) and validation images (dashed)"
-    figure = _figure(title, caption, 4.4 + 0.2 * len(runs))
+    figure = new_figure(title, caption, 4.4 + 0.2 * len(runs))
     axes = figure.subplots()
     for i, (label, arrays) in enumerate(runs.items()):
         epoch, train, validation = arrays["epoch"], arrays["bound_train"], arrays["bound_validation"]
-        last = f"training {_number(train[-1])}, validation {_number(validation[-1])} at epoch {epoch[-1]}"
+        last = f"training {number(train[-1])}, validation {number(validation[-1])} at epoch {epoch[-1]}"
         marker = "o" if len(epoch) <= 40 else ""
         style = {"color": PALETTE[i % 10], "marker": marker, "markersize": 4, "linewidth": 1.6}
         axes.plot(epoch, train, label=label + (": " if len(label) < 50 else ":\n") + last, **style)
         axes.plot(epoch, validation, linestyle=(0, (4, 2)), markerfacecolor="white", **style)
-    _label(axes, "epoch (logarithmic axis)" if logarithmic else "epoch", "bound (nats)")
+    label_axes(axes, "epoch (logarithmic axis)" if logarithmic else "epoch", "bound (nats)")
     if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -69,7 +96,7 @@ def _bottom_of_curves(runs, scale):
     bottom = min(np.quantile(bound, 0.15) for bound in drawn)
     if highest - lowest <= 2 * (highest - bottom):
         return None, caption
-    return bottom, f"{caption} The first epochs, from {_number(lowest, 0)} nats upwards, lie below the axis."
+    return bottom, f"{caption} The first epochs, from {number(lowest, 0)} nats upwards, lie below the axis."
 
 
 def reconstructions(runs):
@@ -89,15 +116,15 @@ def reconstructions(runs):
         rows += [("", "one sample of q(z | x)", arrays["reconstruction_sample"])]
         rows += [("", resampled, arrays["reconstruction_resampled"])]
         before = originals
-    shape, count = _image_shape(runs), max(len(images) for *_, images in rows)
-    height = _cell_height(shape)
+    shape, count = image_shape_of(runs), max(len(images) for *_, images in rows)
+    height = cell_height(shape)
     tops = height * np.arange(len(rows)) + 0.55 * np.cumsum([heading != "" for heading, *_ in rows])
     bottom = tops[-1] + height
     caption = "Rows of a run: decoder means at the z named at the left, where q is the run's encoder."
-    figure = _figure(f"Reconstructions of {_split(runs)} images", caption, 0.65 + bottom * (WIDTH - 1.6) / count)
+    figure = new_figure(f"Reconstructions of {split_of(runs)} images", caption, 0.65 + bottom * (WIDTH - 1.6) / count)
     axes = figure.subplots()
     for top, (heading, _, images) in zip(tops, rows, strict=True):
-        _tiles(axes, images, shape, count, top, **IMAGE_STYLE)
+        draw_tiles(axes, images, shape, count, top, **IMAGE_STYLE)
         if heading:
             axes.text(0, top - 0.1, heading, fontsize=TEXT, fontweight="bold", va="bottom")
     axes.set(xlim=(0, count), ylim=(bottom, 0))
@@ -112,7 +139,7 @@ def prior_samples(runs):
     """
     title, caption = "Samples from the prior", "Decoder means at z drawn from the prior p(z)."
     samples = {run: (arrays["prior_samples"], "") for run, arrays in runs.items()}
-    return _tile_figure(title, caption, _image_shape(runs), WIDTH, [samples], [IMAGE_STYLE])[0]
+    return tile_figure(title, caption, image_shape_of(runs), WIDTH, [samples], [IMAGE_STYLE])[0]
 
 
 def posterior_scatter(runs):
@@ -121,30 +148,21 @@ def posterior_scatter(runs):
     Reads split, posterior_samples [s, 2], posterior_projection ("latent" or "PCA"), posterior_explained [2] (shares
     of the variance) and labels [s] (-1: there are none; then, and for more than ten classes, one colour).
     """
-    classes = np.unique(np.concatenate([arrays["labels"] for arrays in runs.values()]))
-    classes = classes[:0] if classes[0] < 0 or len(classes) > len(PALETTE) else classes
-    count, columns = max(len(arrays["posterior_samples"]) for arrays in runs.values()), _columns(len(runs))
-    caption = f"One sample of q(z | x), top layer, per {_split(runs)} image ({count:,})"
+    classes = classes_of(runs)
+    count, columns = max(len(arrays["posterior_samples"]) for arrays in runs.values()), columns_of(len(runs))
+    caption = f"One sample of q(z | x), top layer, per {split_of(runs)} image ({count:,})"
     caption += "; numbers at class medians" if len(classes) else ""
     caption += ". Not the posterior of any single image."
     height = min(5, (WIDTH - 0.5) / columns)
-    figure, panels = _panels(runs, f"Aggregate posterior over the {_split(runs)} images", caption, height)
+    figure, panels = panels_of(runs, f"Aggregate posterior over the {split_of(runs)} images", caption, height)
     reach = 1.05 * max(np.abs(arrays["posterior_samples"]).max() for arrays in runs.values())
     for (axes,), (run, arrays) in zip(panels, runs.items(), strict=True):
         points, labels = arrays["posterior_samples"], arrays["labels"]
-        colours = np.take(PALETTE, np.searchsorted(classes, labels)) if len(classes) else PALETTE[0]
-        axes.scatter(*points.T, s=4, c=colours, alpha=0.4, linewidths=0)
-        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", anchor="NW")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        _label(axes, *_projection_names(arrays))
-        _heading(axes, run, len(runs))
+        scatter_classes(axes, points, labels, classes, reach)
+        label_axes(axes, *projection_names(arrays["posterior_projection"], arrays["posterior_explained"]))
+        name_panel(axes, run, len(runs))
         _class_badges(axes, points, labels, classes, 0.08 * columns * reach)
-    style = {"marker": "o", "linestyle": ""}
-    dots = [Line2D([], [], color=c, label=n, **style) for n, c in zip(classes, PALETTE, strict=False)]
-    if dots:
-        place = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "handletextpad": 0}
-        panels[columns - 1, 0].legend(handles=dots, frameon=False, fontsize=SMALL, **place)
+    class_legend(panels[columns - 1, 0], classes, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -156,14 +174,6 @@ def _class_badges(axes, points, labels, classes, distance):
         ring = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": PALETTE[i], "linewidth": 2}
         style = {"ha": "center", "va": "center", "fontsize": SMALL, "fontweight": "bold"}
         axes.text(*place, classes[i], bbox=ring, **style)
-
-
-def _projection_names(arrays):
-    """The names of both axes: latent units, or principal components with their share of the variance."""
-    if str(arrays["posterior_projection"]) == "latent":
-        return ["latent unit 1", "latent unit 2"]
-    shares = arrays["posterior_explained"]
-    return [f"PCA {i} ({share:.0%} of variance)" for i, share in enumerate(shares, 1)]
 
 
 def _spread(points, distance):
@@ -181,20 +191,20 @@ def active_units(runs):
 
     Reads split, unit_variance_1 [d_1], unit_variance_2 [d_2], ... (nearest the data first) and active_threshold.
     """
-    variances = {run: _unit_variances(arrays) for run, arrays in runs.items()}
+    variances = {run: _layers_of(arrays, "unit_variance") for run, arrays in runs.items()}
     highest = max(variance.max() for layers in variances.values() for variance in layers)
     caption = (
-        f"Variance over {_split(runs)} images, per latent unit. Dark: active. The first bin also holds what is lower."
+        f"Variance over {split_of(runs)} images, per latent unit. Dark: active. The first bin also holds what is lower."
     )
     rows = max(map(len, variances.values()))
-    figure, panels = _panels(runs, "Active latent units", caption, 2.6, rows, sharex=True, sharey=True)
+    figure, panels = panels_of(runs, "Active latent units", caption, 2.6, rows, sharex=True, sharey=True)
     for column, (run, arrays) in zip(panels, runs.items(), strict=True):
         threshold = float(arrays["active_threshold"])
         for layer, (axes, variance) in enumerate(zip(column, variances[run], strict=False), 1):
             _variance_histogram(axes, variance, threshold, highest)
             text = f"layer {layer}: " if rows > 1 else ""
             active = np.count_nonzero(variance > threshold)
-            _heading(axes, run, len(runs), f"{text}{active} of {len(variance)} active")
+            name_panel(axes, run, len(runs), f"{text}{active} of {len(variance)} active")
         for axes in column[len(variances[run]) :]:
             axes.remove()
     return figure
@@ -217,12 +227,12 @@ def _variance_histogram(axes, variance, threshold, highest):
     place |= {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "top"}
     axes.annotate(f"threshold {threshold:g}", color=colour, fontsize=SMALL, **place)
     axes.margins(y=0.25)
-    _label(axes, "log₁₀ Var(E[z | x])", "latent units")
+    label_axes(axes, "log₁₀ Var(E[z | x])", "latent units")
 
 
-def _unit_variances(arrays):
-    """The arrays unit_variance_1, unit_variance_2, ... as far as they are there."""
-    names = (f"unit_variance_{layer}" for layer in range(1, 100))
+def _layers_of(arrays, name):
+    """The arrays name_1, name_2, ... as far as they are there."""
+    names = (f"{name}_{layer}" for layer in range(1, 100))
     return [arrays[name] for name in names if name in arrays]
 
 
@@ -241,7 +251,7 @@ def weights(runs):
         styles.append({"cmap": "RdBu_r", "vmin": -limit, "vmax": limit})
     caption = "One image per hidden unit: its weights from or to the pixels. Units in the order of their norm."
     title = "Weights of the first and the last layer"
-    figure, panels = _tile_figure(title, caption, _image_shape(runs), WIDTH - 0.9, rows, styles)
+    figure, panels = tile_figure(title, caption, image_shape_of(runs), WIDTH - 0.9, rows, styles)
     for row, style in zip(panels.T, styles, strict=True):
         for axes in row:
             axes.set_facecolor("0.7")  # the middle of the colour scale is white, as the gaps would be
@@ -259,25 +269,80 @@ def _largest(units):
 
 
 def log_likelihoods(runs):
-    """Histogram of the estimates of log p(x) (nats) over images, a panel per run, and their mean.
+    """Histogram of the estimates of log p(x) (nats) over images, their mean, and the images at both ends, run by run.
 
-    Reads split, log_likelihoods [n], k_evaluation.
+    Reads split, image_shape [2], log_likelihoods [n], k_evaluation, extreme_x_mean [2 e, features]: lowest e, highest.
     """
     pooled = np.concatenate([arrays["log_likelihoods"] for arrays in runs.values()])
     edges = np.histogram_bin_edges(pooled, bins=60)
-    caption = "Line: the mean, ± one standard error over the images."
+    caption = (
+        "Line: the mean, ± one standard error over the images. Below: the images of lowest and of highest estimate."
+    )
     caption += " Runs share the images: judge them by their paired difference." * (len(runs) > 1)
-    figure = _figure(f"Log-likelihood of each {_split(runs)} image", caption, 1 + 1.8 * len(runs))
-    panels = figure.subplots(len(runs), sharex=True, sharey=True, squeeze=False)[:, 0]
-    for i, (axes, (run, arrays)) in enumerate(zip(panels, runs.items(), strict=True)):
-        values = arrays["log_likelihoods"]
+    shape = image_shape_of(runs)
+    figure = new_figure(f"Log-likelihood of each {split_of(runs)} image", caption, 1 + 2.5 * len(runs))
+    panels = figure.subplots(2 * len(runs), height_ratios=[1, 0.32] * len(runs), sharex=False)
+    for i, (axes, below, (run, arrays)) in enumerate(zip(panels[0::2], panels[1::2], runs.items(), strict=True)):
+        values, extremes = arrays["log_likelihoods"], arrays["extreme_x_mean"]
         error = values.std(ddof=1) / np.sqrt(len(values))
         axes.hist(values, bins=edges, color=PALETTE[i % 10], alpha=0.75)
         axes.axvline(values.mean(), color="black", linewidth=1.6)
-        mean = f"mean {_number(values.mean())} ± {error:.2f} nats"
-        _label(axes, "", "images")
-        _heading(axes, run, 1, f"{mean} ({len(values):,} images, k = {arrays['k_evaluation']})")
-    panels[-1].set_xlabel("estimate of log p(x) by k importance samples (nats)", fontsize=TEXT)
+        axes.sharex(panels[0])
+        axes.sharey(panels[0])
+        mean = f"mean {number(values.mean())} ± {error:.2f} nats"
+        label_axes(axes, "", "images")
+        name_panel(axes, run, 1, f"{mean} ({len(values):,} images, k = {arrays['k_evaluation']})")
+        draw_tiles(below, extremes, shape, len(extremes), **IMAGE_STYLE)
+        below.set(xlim=(0, len(extremes)), ylim=(cell_height(shape), 0))
+        middle = len(extremes) / 2
+        below.axvline(middle - 0.03, color=PALETTE[i % 10], linewidth=3)
+        below.set_xticks([0.5 * middle, 1.5 * middle], ["lowest", "highest"], fontsize=SMALL)
+    panels[-2].set_xlabel("estimate of log p(x) by k importance samples (nats)", fontsize=TEXT)
+    return figure
+
+
+def unit_kl(runs):
+    """What each latent unit tells of the image: its share of KL(q(z | x) || p(z)) in nats, largest first.
+
+    Reads split, unit_kl_1 [d_1], unit_kl_2 [d_2], ... (nearest the data first).
+    """
+    values = {run: _layers_of(arrays, "unit_kl") for run, arrays in runs.items()}
+    rows = max(map(len, values.values()))
+    caption = f"log q(z_i | ..) − log p(z_i | ..), means over {split_of(runs)} images. Units at 0 are not used."
+    figure, panels = panels_of(runs, "Information in each latent unit", caption, 2.4, rows, sharey=True)
+    for column, (run, layers) in zip(panels, values.items(), strict=True):
+        for layer, (axes, units) in enumerate(zip(column, layers, strict=False), 1):
+            axes.bar(np.arange(1, len(units) + 1), np.sort(units)[::-1], color=PALETTE[0], width=0.8)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            label_axes(axes, "unit, by rank", "KL (nats)")
+            text = f"layer {layer}: " if rows > 1 else ""
+            name_panel(axes, run, len(runs), f"{text}{number(units.sum(), 1)} nats")
+        for axes in column[len(layers) :]:
+            axes.remove()
+    return figure
+
+
+def interpolation(runs):
+    """Decoder means on straight ways through z_1 between images, a row per pair, the images themselves at both ends.
+
+    Reads image_shape [2], x_mean [n, features], interpolation [pairs, steps, features]: from image 0 to 1, 2 to 3, ...
+    """
+    rows = {}
+    for run, arrays in runs.items():
+        pairs, steps = arrays["interpolation"].shape[:2]
+        ends = arrays["x_mean"][: 2 * pairs].reshape(pairs, 2, -1)
+        rows[run] = np.concatenate([ends[:, :1], arrays["interpolation"], ends[:, 1:]], axis=1)
+    caption = (
+        "First and last column: the images. Between them: decoder means at equal steps from E[z_1 | x] of the one "
+    )
+    caption += "to that of the other."
+    shape, columns = image_shape_of(runs), steps + 2
+    height = 0.4 + pairs * cell_height(shape) * (WIDTH - 0.2) / columns_of(len(runs)) / columns
+    figure, panels = panels_of(runs, "Interpolation through the latent space", caption, height)
+    for (axes,), (run, images) in zip(panels, rows.items(), strict=True):
+        draw_tiles(axes, images.reshape(-1, images.shape[-1]), shape, columns, **IMAGE_STYLE)
+        axes.set(xlim=(0, columns), ylim=(pairs * cell_height(shape), 0))
+        name_panel(axes, run, len(runs))
     return figure
 
 
@@ -292,7 +357,7 @@ def nll_differences(runs):
     means, errors = differences.mean(axis=1), differences.std(axis=1, ddof=1) / np.sqrt(len(reference))
     caption = f"NLL = −L_k, k = {arrays['k_evaluation']}, {len(reference):,} images. Bars: ± one standard error of the "
     caption += "paired difference over images; another seed would move the runs, too."
-    figure = _figure(f"NLL minus that of {first}", caption, 1.2 + 0.42 * len(runs))
+    figure = new_figure(f"NLL minus that of {first}", caption, 1.2 + 0.42 * len(runs))
     axes, rows = figure.subplots(), np.arange(len(runs))
     axes.axvline(0, color="0.7")
     axes.errorbar(means, rows, xerr=errors, linestyle="", marker="o", markersize=4, color=PALETTE[0], capsize=3)
@@ -301,8 +366,8 @@ def nll_differences(runs):
     for row, mean, text in zip(rows, means, texts, strict=True):
         style = {"ha": "center", "fontsize": SMALL, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
         axes.annotate(text, (mean, row), (0, 5), textcoords="offset points", **style)
-    _label(axes, "NLL difference (nats): lower is better", "")
-    axes.set_yticks(rows, [textwrap.fill(run.replace("__", "__ "), 36).replace("__ ", "__") for run in runs])
+    label_axes(axes, "NLL difference (nats): lower is better", "")
+    axes.set_yticks(rows, [broken(run, 36) for run in runs])
     axes.set_ylim(len(runs) - 0.5, -0.8)
     axes.margins(x=0.1)
     return figure
@@ -314,7 +379,7 @@ def importance_weights(runs):
     Reads weight_k [c], effective_sample_size [c], largest_weight [c].
     """
     caption = "Means over images. Grey: all weights equal, as if q(z | x) were the posterior."
-    figure = _figure("Importance weights of k samples", caption, 6 + 0.2 * len(runs))
+    figure = new_figure("Importance weights of k samples", caption, 6 + 0.2 * len(runs))
     panels = figure.subplots(2)
     for i, (run, arrays) in enumerate(runs.items()):
         k, ess, largest = (arrays[name] for name in ("weight_k", "effective_sample_size", "largest_weight"))
@@ -325,7 +390,7 @@ def importance_weights(runs):
             axes.plot(k, measure, "o-", color=PALETTE[i % 10], markersize=4, label=label)
     for axes, name in zip(panels, ("effective sample size", "largest normalized weight"), strict=True):
         axes.set(xscale="log", yscale="log")
-        _label(axes, "samples k", name)
+        label_axes(axes, "samples k", name)
     panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=SMALL, borderaxespad=0.2)
     return figure
 
@@ -382,14 +447,14 @@ def step_cost(runs):
     """
     k = next(iter(runs.values()))["step_k"]
     caption = f"Least of ten measurements in turns, of the compiled program that trains, k = {k}, on this machine."
-    figure = _figure("Cost of a training step", caption, 0.8 + 3.6 * len(runs))
+    figure = new_figure("Cost of a training step", caption, 0.8 + 3.6 * len(runs))
     panels = figure.subplots(len(runs), squeeze=False)[:, 0]
     for axes, (run, arrays) in zip(panels, runs.items(), strict=True):
         bars = axes.barh(arrays["label"], arrays["step_milliseconds"], color=PALETTE[0])
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=SMALL)
         axes.invert_yaxis()
-        _label(axes, "milliseconds per step", "")
-        _heading(axes, run, 1)
+        label_axes(axes, "milliseconds per step", "")
+        name_panel(axes, run, 1)
     return figure
 
 
@@ -398,15 +463,15 @@ def _gradient_panels(runs, title, ylabel, parts=("encoder", "decoder")):
     arrays = next(iter(runs.values()))
     caption = f"{arrays['replicates']} gradients on one minibatch of {arrays['minibatch']} images. "
     caption += "Dashed: without a score term, in the colour of the row whose mean it should have. Equal lines are one."
-    figure = _figure(title, caption, 0.7 + 4.4 * len(runs))
+    figure = new_figure(title, caption, 0.7 + 4.4 * len(runs))
     panels = figure.subplots(len(runs), len(parts), squeeze=False)
     for row, (run, arrays) in zip(panels, runs.items(), strict=True):
         for axes, part in zip(row, parts, strict=True):
             axes.set(xscale="log", yscale="log")
             axes.set_xticks(arrays["gradient_k"], arrays["gradient_k"], minor=False)
             axes.minorticks_off()
-            _label(axes, "samples k", ylabel)
-            _heading(axes, run, 2, part)
+            label_axes(axes, "samples k", ylabel)
+            name_panel(axes, run, 2, part)
     return figure, panels
 
 
@@ -438,107 +503,23 @@ def _apart(heights, gap):
     return places[np.argsort(order)]
 
 
-def _figure(title, caption, height):
-    """An empty Figure of README width with its title above and its caption below."""
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=TITLE, fontweight="bold")
-    figure.supxlabel(textwrap.fill(caption, 125), x=0.01, ha="left", fontsize=SMALL, color="0.35")
-    return figure
+def in_training(plot, names):
+    """A function of runs that gives a plot as it was at each epoch that all runs kept: figures for an animation.
 
-
-def _columns(count):
-    """How many of `count` panels stand side by side: at most three, and rows as even as can be."""
-    return -(-count // -(-count // 3))
-
-
-def _panels(runs, title, caption, height, rows=1, **subplots):
-    """A Figure and its panels [run, rows]: runs side by side, each with `rows` panels of `height` inches."""
-    columns = _columns(len(runs))
-    blocks = -(-len(runs) // columns)
-    figure = _figure(title, caption, 0.6 + height * rows * blocks)
-    grid = figure.subplots(blocks * rows, columns, squeeze=False, **subplots)
-    panels = grid.reshape(blocks, rows, columns).swapaxes(1, 2).reshape(-1, rows)
-    for axes in panels[len(runs) :].flat:
-        axes.remove()
-    return figure, panels[: len(runs)]
-
-
-def _heading(axes, run, count, text=""):
-    """The run's name above its panel, broken where its parts meet if `count` panels leave no room for it."""
-    lines = textwrap.wrap(run.replace("__", "__ "), 90 // _columns(count))
-    name = "\n".join(lines).replace("__ ", "__")
-    axes.set_title(f"{name}\n{text}".strip(), loc="left", fontsize=TEXT)
-
-
-def _label(axes, xlabel, ylabel):
-    """Axis labels and ticks in the sizes of this file, without the frame's upper and right side."""
-    axes.set_xlabel(xlabel, fontsize=TEXT)
-    axes.set_ylabel(ylabel, fontsize=TEXT)
-    axes.tick_params(labelsize=SMALL, labelbottom=True, labelleft=True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _number(value, decimals=2):
-    """A number with the same long minus sign as those on the axes."""
-    return f"{value:.{decimals}f}".replace("-", "−")
-
-
-def _split(runs):
-    """Which images the runs were evaluated on, the same for all: training, validation or test."""
-    return str(next(iter(runs.values()))["split"]).replace("train", "training")
-
-
-def _image_shape(runs):
-    """Rows and columns of an image, the same for all runs."""
-    return next(iter(runs.values()))["image_shape"]
-
-
-def _cell_height(image_shape):
-    """Height of a tile of width 1: the image's own, but rows of pixels (1, n) would be hairlines."""
-    return np.clip(image_shape[0] / image_shape[1], 0.4, 2.5)
-
-
-def _tiles(axes, images, image_shape, columns, top=0.0, **style):
-    """Draws images [n, features] as tiles of width 1 in rows of `columns`, from `top` downwards."""
-    height = _cell_height(image_shape)
-    for i, image in enumerate(images):
-        row, column = divmod(i, columns)
-        extent = (column, column + 0.94, top + row * height + 0.94 * height, top + row * height)
-        axes.imshow(image.reshape(image_shape), extent=extent, interpolation="nearest", **style)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_anchor("NW")  # else the layout misjudges the room for the labels of a panel of fixed aspect
-
-
-def _tile_figure(title, caption, image_shape, width, rows, styles):
-    """A Figure of tile grids, a column per run, and its panels [run, row]; `width` inches hold the grids.
-
-    rows: a list of {run: (images [n, features], text below the run's name)}; styles: one for each row.
+    names: the arrays that the plot reads, each snapshot_... with the epochs snapshot_epoch [e] on its first axis.
     """
-    runs = list(rows[0])
-    cells = [cell for row in rows for cell in row.values()]
-    most = max(len(images) for images, _ in cells)
-    columns = min(most, 20 if len(runs) == 1 else 10)
-    bottom = -(-most // columns) * _cell_height(image_shape)
-    heading = 0.1 + 0.28 * any(text for _, text in cells)
-    height = heading + max(0.6, bottom * width / _columns(len(runs)) / columns)
-    figure, panels = _panels(runs, title, caption, height, len(rows))
-    for row, style, column in zip(rows, styles, panels.T, strict=True):
-        for axes, (run, (images, text)) in zip(column, row.items(), strict=True):
-            _tiles(axes, images, image_shape, columns, **style)
-            axes.set(xlim=(0, columns), ylim=(bottom, 0))
-            _heading(axes, run, len(runs), text)
-    return figure, panels
 
+    def frames(runs):
+        figures = []
+        for epoch in common_epochs(runs):
+            then = {}
+            for run, arrays in runs.items():
+                at = arrays["snapshot_epoch"].tolist().index(epoch)
+                then[f"{run}, epoch {epoch}"] = {**arrays} | {name: arrays[f"snapshot_{name}"][at] for name in names}
+            figures.append(plot(then))
+        return figures
 
-def save_figure(figure, path):
-    """Writes a PNG about 1,300 pixels wide: the same bytes for the same figure."""
-    # The layout creeps each time it is computed and a second PNG would differ: computed once, it stays.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    figure.savefig(path, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    return frames
 
 
 PLOTS = {
@@ -546,13 +527,39 @@ PLOTS = {
     for function in (
         training_curves,
         reconstructions,
+        interpolation,
         prior_samples,
+        posterior_side_by_side,
+        posterior_of_one_input,
+        manifold,
+        aggregate_over_training,
         posterior_scatter,
+        posterior_samples,
         active_units,
+        unit_kl,
         weights,
+        bound_against_k,
+        log_weights,
         log_likelihoods,
     )
 }
+
+# The array without which a plot has nothing to show: nets of two latent units have grids, some runs have snapshots.
+NEEDS = dict.fromkeys(("posterior_side_by_side", "posterior_of_one_input", "manifold"), "grid_k")
+NEEDS |= {"aggregate_over_training": "snapshot_posterior_samples"}
+
+GRIDS = ("grid_centre", "grid_half", "grid_log_density", "grid_kl")
+ANIMATIONS = {
+    "prior_samples_in_training": in_training(prior_samples, ["prior_samples"]),
+    "posterior_in_training": in_training(posterior_side_by_side, GRIDS),
+}
+NEEDS |= {"prior_samples_in_training": "snapshot_epoch", "posterior_in_training": "snapshot_grid_k"}
+
+
+def applicable(plots, runs):
+    """The plots of a table for which every run has the arrays."""
+    return {name: plot for name, plot in plots.items() if all(NEEDS.get(name, "epoch") in a for a in runs.values())}
+
 
 COMPARISONS = {function.__name__: function for function in (nll_differences,)}
 

@@ -1,5 +1,6 @@
 """What is done with a run: its data, its folder, training, evaluation, figures, the comparison with others."""
 
+import functools
 import importlib.metadata
 import json
 import re
@@ -21,6 +22,8 @@ SAMPLE = "mnist_sample"  # ships with the project, for machines without a networ
 PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # whose versions are recorded
 RESULTS = ("nll", "nll_standard_error", "elbo", "active_units", "train_seconds")  # what is read of results.json
 RESULTS += ("k", "objective", "dataset", *EVALUATION)
+SHOWN = 10  # validation images, with their reconstructions, and a fourth of the samples, in TensorBoard
+EXTREMES = 8  # images of lowest, and of highest, likelihood that are shown
 EVALUATION_SEED = 2016  # of the binarised test draw and the evaluation's samples: the same for every run
 
 
@@ -92,19 +95,35 @@ def results_folder(folder, parameters):
 def train_run(run):
     """Train the run in its folder, or go on where it was stopped."""
     from evaluation import mean_bound
-    from models import Autoencoder
+    from models import Autoencoder, snapshots
     from training import objective_of, train
 
     folder, _, parameters, data = run
     if (folder / "model.weights.h5").exists():
-        print(f"{folder.name}: trained already")
+        lost = ", ".join(str(epoch) for epoch in parameters.snapshot_epochs if epoch not in snapshots(folder))
+        way_out = f", and the weights of epochs {lost} were not kept: for them delete {folder}, or name another place"
+        print(f"{folder.name}: trained already" + (way_out + " by --results_dir") * bool(lost))
         return
     write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
     x_validation = binarize(data.x_validation, data.binarization, EVALUATION_SEED)
     validation_bound = mean_bound(model, x_validation, objective_of(parameters), parameters.k)
-    train(model, data.x_train, parameters, folder, validation_bound)
+    images = functools.partial(tensorboard_images, model, x_validation[:SHOWN], data.image_shape)
+    train(model, data.x_train, parameters, folder, validation_bound, images)
+
+
+def tensorboard_images(model, x, image_shape):
+    """Images x above their reconstructions, and four rows of prior samples: {name: [rows, columns]}."""
+    both = {"reconstructions": np.concatenate([x, model.reconstruct(x)])}
+    both["prior samples"] = model.sample(4 * len(x), (EVALUATION_SEED, 0)).numpy()
+    return {name: tiled(images, len(x), image_shape) for name, images in both.items()}
+
+
+def tiled(x, columns, image_shape):
+    """Images [n, features] as one [rows, columns], with so many of them, a divisor of n, in a row."""
+    height, width = image_shape
+    return x.reshape(-1, columns, height, width).swapaxes(1, 2).reshape(-1, columns * width)
 
 
 def evaluation_images(parameters, data):
@@ -163,19 +182,28 @@ def write_results(run, model, x, of):
 def plot_run(run):
     """Draw every plot of a trained and evaluated run into figures/, with the arrays that they show."""
     from evaluation import figure_arrays
-    from plotting import PLOTS
+    from models import snapshots
+    from plotting import ANIMATIONS, PLOTS
+    from posterior import posterior_arrays, snapshot_arrays
 
     _, place, parameters, data = run
     log, results = read_log(run.folder, len(plan_epochs(parameters))), read_results(place)
     x = evaluation_images(parameters, data)
     x_mean, labels = grey(getattr(data, f"x_{parameters.split}")), getattr(data, f"y_{parameters.split}")
-    arrays = figure_arrays(load_model(run.folder), x_mean, x, labels, EVALUATION_SEED)
+    model, kept = load_model(run.folder), snapshots(run.folder)
+    arrays = figure_arrays(model, x_mean, x, labels, EVALUATION_SEED)
+    arrays |= posterior_arrays(model, x_mean, x, labels, EVALUATION_SEED)
+    if kept:
+        kept[len(log)] = run.folder / "model.weights.h5"
+        arrays |= snapshot_arrays(model, kept, x, labels, EVALUATION_SEED)
     arrays |= {name: np.array([r[name] for r in log]) for name in ("epoch", "bound_train", "bound_validation")}
     arrays["image_shape"] = np.array(data.image_shape)
     arrays |= {name: np.array(results[name]) for name in ("log_likelihoods", "k_evaluation", "split")}
+    order = np.argsort(results["log_likelihoods"])
+    arrays["extreme_x_mean"] = x_mean[[*order[:EXTREMES], *order[-EXTREMES:]]]
     with whole_file(place / "figures" / "arrays.npz") as partial:
         np.savez_compressed(partial, **arrays)
-    draw({run.label: arrays}, place / "figures", PLOTS)
+    draw({run.label: arrays}, place / "figures", PLOTS, ANIMATIONS)
 
 
 def diagnose_run(run, others):
@@ -206,14 +234,19 @@ def diagnose_run(run, others):
     draw({run.label: arrays}, place / "figures", DIAGNOSTICS)
 
 
-def draw(runs, folder, plots):
-    """Save every plot of a table, of the runs {label: arrays}, into a folder."""
-    from plotting import save_figure
+def draw(runs, folder, plots, animations=()):
+    """Save every plot and animation of the tables that the runs {label: arrays} have arrays for; the files' names."""
+    from canvas import save_animation, save_figure
+    from plotting import applicable
 
-    for name, plot in plots.items():
-        with whole_file(folder / f"{name}.png") as partial:
-            save_figure(plot(runs), partial)
+    made = []
+    for table, ending, save in ((plots, "png", save_figure), (dict(animations), "gif", save_animation)):
+        for name, plot in applicable(table, runs).items():
+            with whole_file(folder / f"{name}.{ending}") as partial:
+                save(plot(runs), partial)
+            made.append(f"{name}.{ending}")
     print(f"figures: {folder}/")
+    return made
 
 
 def compare(runs):
@@ -232,8 +265,8 @@ def compare(runs):
         for file, plots in (("arrays.npz", COMPARISONS | PLOTS), ("diagnostics.npz", DIAGNOSTICS)):
             paths = {run.label: run.results / "figures" / file for run in runs}
             if all(path.exists() for path in paths.values()):
-                draw({label: read_arrays(path) for label, path in paths.items()}, place / "comparison", plots)
-                text += "".join(f"\n![{name}](comparison/{name}.png)\n" for name in plots)
+                made = draw({label: read_arrays(path) for label, path in paths.items()}, place / "comparison", plots)
+                text += "".join(f"\n![{Path(name).stem}](comparison/{name})\n" for name in made)
         write_text(place / "comparison.md", text)
     print(f"comparison: {place}/comparison.md")
 

@@ -311,14 +311,14 @@ def resume(model, optimizer, folder):
     return checkpoints, progress, read_log(folder, Progress.of(progress).epochs)  # it may be ahead
 
 
-def train(model, x_train, parameters, folder, validation_bound):
+def train(model, x_train, parameters, folder, validation_bound, images=dict):
     """Train `model` in place as `parameters` say, from the last checkpoint in `folder` if it holds one.
 
     Writes log.jsonl, checkpoints/, tensorboard/, snapshots/ and, at the end, model.weights.h5. With `ema` the averaged
     weights are what is validated and saved, and what the model has on return.
 
     x_train: [n, features], uint8 or float32 in [0, 1]. validation_bound: function () -> bound of the model as it
-    stands, in nats, for the log.
+    stands, in nats, for the log. images: function () -> {name: [rows, columns]}, of the same, for TensorBoard.
     Raises FloatingPointError where a bound or a gradient is not finite; the last checkpoint then stands as it was.
     Raises KeyboardInterrupt, once a checkpoint is written, after Ctrl-C or SIGTERM.
     """
@@ -342,6 +342,7 @@ def train(model, x_train, parameters, folder, validation_bound):
                 if done.stretch == STRETCHES_PER_EPOCH:
                     with averaged_weights(model, optimizer):
                         bounds = done.total / len(inputs[1]), validation_bound()
+                        write_images(writer, epoch.number, images)
                         if epoch.number in parameters.snapshot_epochs:
                             save_weights(model, folder / "snapshots" / f"epoch{epoch.number:04d}.weights.h5")
                     log.append(log_record(epoch, *bounds, done.seconds))
@@ -374,3 +375,11 @@ def write_scalars(writer, record):
     with tensorflow_writes("tensorboard/"), writer.as_default():
         for name, value in record.items():
             tf.summary.scalar(name, value, step=record["epoch"])
+
+
+def write_images(writer, epoch, images):
+    """Show images() in TensorBoard after epochs 1, 2, 4, 8, ..: {name: [rows, columns] in [0, 1]}."""
+    if epoch & (epoch - 1) == 0:
+        with tensorflow_writes("tensorboard/"), writer.as_default():
+            for name, image in images().items():
+                tf.summary.image(name, image[None, :, :, None], step=epoch)

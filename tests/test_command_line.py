@@ -29,7 +29,18 @@ from command_line import (
 )
 from datasets_download import BINARIZATIONS, DATASETS, Dataset, DatasetError
 from downloads import Unavailable
-from experiments import ALIASES, COMPARE, GROUPS, NAMED_RUNS, PAPER, PARAMETERS, Parameters, load_data, resolve
+from experiments import (
+    ALIASES,
+    COMPARE,
+    GROUPS,
+    NAMED_RUNS,
+    PAPER,
+    PARAMETERS,
+    POSTERIOR_2D,
+    Parameters,
+    load_data,
+    resolve,
+)
 
 ROOT = Path(experiments.__file__).resolve().parent
 FIELDS = [field.name for field in fields(Parameters)]
@@ -143,7 +154,7 @@ def test_unknown_run(name, near):
     line = leaves(resolve, [name], {})
     assert line.startswith(f"experiments.py: no run is called {name!r}") and "\n" not in line
     assert (f"did you mean {near}?" in line) if near else ("did you mean" not in line)
-    assert line.endswith("Legal: " + ", ".join([*PAPER, *ALIASES, *GROUPS, *OBJECTIVES]))
+    assert line.endswith("Legal: " + ", ".join([*NAMED_RUNS, *ALIASES, *GROUPS, *OBJECTIVES]))
 
 
 def test_nothing_is_named_where_nothing_is_near():
@@ -405,7 +416,8 @@ NETS = {"1": ((50,), ((200, 200),)), "2": ((100, 50), ((200, 200), (100, 100)))}
 
 def test_ten_cells():
     assert len(CELLS) == 10
-    assert set(NAMED_RUNS) == set(PAPER) == {f"{objective}_l{layers}_k{k}" for objective, layers, k, *_ in CELLS}
+    assert set(PAPER) == {f"{objective}_l{layers}_k{k}" for objective, layers, k, *_ in CELLS}
+    assert set(NAMED_RUNS) == {*PAPER, *POSTERIOR_2D}
     assert not set(ALIASES) & set(NAMED_RUNS) and not set(OBJECTIVES) & (set(NAMED_RUNS) | set(ALIASES))
 
 
@@ -457,9 +469,27 @@ def test_estimators_are_every_objective_under_one_budget():
     assert {field: getattr(values[0], field) for field in budget} == budget
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_a_run_of_a_group_is_the_one_that_its_fields_ask_for(group):
-    for name, run in resolve([group], {}):
+def test_two_latent_units_differ_in_objective_and_k_alone():
+    """And each is the named run, in that run's folder, whether the group or its own name asks for it."""
+    runs = dict(resolve(["posterior_2d"], {}))
+    assert list(runs) == list(POSTERIOR_2D) and runs == dict(resolve(POSTERIOR_2D, {}))
+    assert {name: (run.objective, run.k) for name, run in runs.items()} == {
+        name: (name.split("_")[0], int(name.split("k")[1])) for name in POSTERIOR_2D
+    }
+    (same,) = {replace(run, objective="iwae", k=1) for run in runs.values()}
+    assert (same.latent_units, same.hidden_units, same.epochs) == ((2,), ((200, 200),), 30)
+    ((name, _),) = resolve(["iwae_2d_k30"], {"epochs": 16})
+    assert name == "iwae_2d_k30__epochs16"
+
+
+def test_snapshots_after_the_last_epoch_are_refused_with_those_that_can_be_had():
+    line = leaves(resolve, ["iwae_2d_k30"], {"epochs": 3})
+    assert line.endswith("snapshot_epochs = (1, 2, 4, 8, 16): the run has 3: try --snapshot_epochs 1,2")
+    assert "the run has 16: try --snapshot_epochs ()" in leaves(resolve, ["iwae"], {"snapshot_epochs": (17,)})
+
+
+def test_a_run_of_a_group_is_the_one_that_its_fields_ask_for():
+    for name, run in resolve(["estimators"], {}):
         changes = {
             f.name: getattr(run, f.name) for f in fields(run) if getattr(run, f.name) != getattr(PARAMETERS, f.name)
         }

@@ -20,14 +20,16 @@ import downloads
 import experiments
 import losses
 import models
+import posterior
 import run_folder
 import runs
 import training
 from checkpoints import Checkpoints
 from evaluation import bounds, log_likelihood
 from models import load_run
-from plotting import COMPARISONS, DIAGNOSTICS, PLOTS
+from plotting import ANIMATIONS, COMPARISONS, DIAGNOSTICS, NEEDS, PLOTS
 
+ANY_NET = {*PLOTS} - {*NEEDS}
 ROOT = Path(experiments.__file__).resolve().parent
 NAME = "__k2__latent_units3__hidden_units8__epochs2__batch10__seed0"
 RESULTS = ("nll", "nll_standard_error", "elbo", "active_units", "k", "k_evaluation", "n_test", "objective", "dataset")
@@ -49,6 +51,15 @@ def tiny(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
     np.savez(path, **arrays)
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_figures():
+    """A hundredth of the samples and cells that the figures of posteriors have."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in {"POOL": 200, "SIDE": 11, "WIDE_SIDE": 21, "BOUND_KS": (1, 50)}.items():
+            monkeypatch.setattr(posterior, name, value)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +145,25 @@ def test_optimizer_is_the_one_named(name):
     assert config.get("momentum", 0.75) == 0.75 and not config["use_ema"] and not config["weight_decay"]
 
 
+# What ships with the project.
+
+
+@pytest.mark.parametrize("name", experiments.POSTERIOR_2D)
+def test_pretrained_nets_are_the_named_runs_at_three_epochs(name):
+    folder = ROOT / "pretrained" / "mnist" / f"{name}__seed0"
+    ours, theirs = experiments.NAMED_RUNS[name], json.loads((folder / "parameters.json").read_text())
+    for field in ("objective", "k", "latent_units", "hidden_units", "schedule", "epochs", "seed"):
+        assert json.loads(json.dumps(getattr(ours, field))) == theirs[field]
+    assert theirs["datasets_dir"] is None and {1, 16} <= set(models.snapshots(folder))
+    assert results_of(folder)["epochs"] == 30 and max(path.stat().st_size for path in folder.rglob("*.h5")) < 2.5e6
+    assert not np.array_equal(*(load_run(folder, epoch).get_weights()[0] for epoch in (None, 16)))
+
+
+def test_every_figure_of_the_readme_is_there():
+    links = re.findall(r"!\[[^]]+\]\((docs/[^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 8 and all((ROOT / link).is_file() for link in links)
+
+
 # The default run.
 
 
@@ -143,7 +173,7 @@ def test_a_run_leaves_every_file(comparison, objective):
     for name in ("parameters.json", "log.jsonl", "results.json", "log_likelihoods.npy", "model.weights.h5"):
         assert (folder / name).stat().st_size > 0
     assert any((folder / "checkpoints").iterdir()) and any((folder / "tensorboard").iterdir())
-    assert {path.stem for path in (folder / "figures").glob("*.png")} == set(PLOTS)
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == ANY_NET
     assert not list(folder.rglob("partial.*"))
 
 
@@ -185,7 +215,7 @@ def test_comparison_page(comparison):
     links = re.findall(r"!\[\w+\]\(([^)]+)\)", text)
     assert links and not any(Path(link).is_absolute() for link in links)
     assert all((comparison / link).read_bytes().startswith(b"\x89PNG") for link in links)
-    assert {Path(link).stem for link in links} == {*PLOTS, *COMPARISONS}
+    assert {Path(link).stem for link in links} == {*ANY_NET, *COMPARISONS}
 
 
 def test_both_runs_saw_the_same_test_draw(comparison):
@@ -266,7 +296,7 @@ def test_each_step_alone(run, alone, iwae):
     before = contents(alone)
     run(place, "iwae", "--train", "false", "--evaluate", "false")
     new = set(contents(alone)) - set(before)
-    assert {path.name for path in new} == {"arrays.npz", *(f"{name}.png" for name in PLOTS)}
+    assert {path.name for path in new} == {"arrays.npz", *(f"{name}.png" for name in ANY_NET)}
     assert {path: contents(alone)[path] for path in before} == before
 
 
@@ -322,11 +352,13 @@ def test_another_run_in_the_folder_is_refused(run, alone, tmp_path, field, value
     assert contents(folder) == before
 
 
-def test_fields_that_do_not_train_meet_the_same_run(run, alone, monkeypatch):
+def test_fields_that_do_not_train_meet_the_same_run(run, alone, monkeypatch, capsys):
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
     place = alone.parents[1]
     for option in (["--k_evaluation", "4"], ["--split", "validation"], ["--snapshot_epochs", "1"]):
         assert run(place, "iwae", *option, *TRAIN_ALONE) == [alone]
+        said = capsys.readouterr().out
+        assert ("weights of epochs 1 were not kept" in said and "--results_dir" in said) == ("snapshot" in option[0])
 
 
 def test_batch_above_the_training_set_is_refused(run, tmp_path):
@@ -421,14 +453,31 @@ def test_averaged_weights_are_saved_and_evaluated(averaged, iwae):
 
 
 def test_snapshots(averaged):
-    snapshots = sorted((averaged / "snapshots").iterdir())
-    assert [path.name for path in snapshots] == ["epoch0001.weights.h5", "epoch0002.weights.h5"]
-    model, loaded = load_run(averaged), []
-    for path in snapshots:
-        model.load_weights(path)
-        loaded.append(np.concatenate([array.ravel() for array in model.get_weights()]))
-    assert not np.array_equal(*loaded)
-    assert np.array_equal(loaded[1], weights(averaged))  # what is validated and saved at the end
+    names = sorted(path.name for path in (averaged / "snapshots").iterdir())
+    assert names == ["epoch0001.weights.h5", "epoch0002.weights.h5"]
+    first, second = (np.concatenate([a.ravel() for a in load_run(averaged, epoch).get_weights()]) for epoch in (1, 2))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(second, weights(averaged))  # what is validated and saved at the end
+    with pytest.raises(FileNotFoundError, match="epoch 3 was not kept. Kept: 1, 2"):
+        load_run(averaged, epoch=3)
+
+
+def test_tensorboard_shows_scalars_and_images(iwae):
+    """Ten validation images above their reconstructions, and four rows of ten samples, after epochs 1 and 2."""
+    sizes = {}
+    for path in (iwae / "tensorboard").iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                sizes.setdefault(value.tag, []).append(tuple(int(n) for n in value.tensor.string_val[:2]))
+    assert sizes["reconstructions"] == [(60, 12)] * 2 and sizes["prior samples"] == [(60, 24)] * 2  # width, height
+    assert {"bound_train", "bound_validation"} < set(sizes)
+
+
+def test_two_latent_units_with_snapshots_have_every_figure(run, tmp_path, uncompiled):
+    (folder,) = run(tmp_path, "iwae", "--latent_units", "2", "--snapshot_epochs", "1")
+    expected = {f"{name}.png" for name in PLOTS} | {f"{name}.gif" for name in ANIMATIONS} | {"arrays.npz"}
+    assert {path.name for path in (folder / "figures").iterdir()} == expected
+    assert list(np.load(folder / "figures" / "arrays.npz")["snapshot_epoch"]) == [1, 2]
 
 
 def test_diagnose_alone(run, alone, monkeypatch, uncompiled):
@@ -525,7 +574,7 @@ def test_continuous_data_without_labels(run, tmp_path, tiny):
     assert load_run(folder).decoder[0].log_std.numpy() < 0
     arrays = np.load(folder / "figures" / "arrays.npz")
     assert np.array_equal(arrays["x"], arrays["x_mean"]) and len(np.unique(arrays["x"])) > 20
-    assert {path.stem for path in (folder / "figures").glob("*.png")} == set(PLOTS)
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == ANY_NET
 
 
 def test_no_evaluation_replaces_another(run, alone, tmp_path, uncompiled):

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from experiments import NAMED_RUNS
+from experiments import PAPER, run_named
 from models import Autoencoder, load_run
 
 SEED = (1, 2)
@@ -29,9 +29,9 @@ PAPER_NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NAMED_RUNS)
+@pytest.mark.parametrize("name", PAPER)
 def test_named_runs_have_the_layers_of_the_paper(name):
-    parameters = NAMED_RUNS[name]
+    parameters = run_named(name)
     model = Autoencoder(np.full(784, 0.1), parameters.latent_units, parameters.hidden_units)
     expected = PAPER_NETS[len(parameters.latent_units)]
     assert kernels(model.encoder) == expected["encoder"]

@@ -10,7 +10,8 @@ import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from plotting import COMPARISONS, DIAGNOSTICS, PALETTE, PLOTS, save_figure
+from canvas import PALETTE, save_animation, save_figure
+from plotting import ANIMATIONS, COMPARISONS, DIAGNOSTICS, GRIDS, NEEDS, PLOTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +42,43 @@ def diagnostics(rng):
     }
 
 
+def posteriors(rng, images, features, tests):
+    """Five images that all runs share and two of their own, on grids of 9 cells a side; three snapshots."""
+    n, side = 7, 9
+    arrays = {
+        "grid_k": np.array([1, 10]),
+        "grid_share": np.array([0.95, 0.5]),
+        "grid_index": rng.integers(0, 100, n),
+        "grid_x": rng.random((n, features)),
+        "grid_centre": rng.normal(size=(n, 2)),
+        "grid_half": rng.uniform(0.1, 2, n),
+        "grid_log_density": rng.normal(size=(n, 3, side, side)),
+        "grid_mass": rng.uniform(0.5, 1.1, (n, 3)),
+        "grid_kl": rng.lognormal(size=(n, 3)),
+        "grid_samples": rng.normal(size=(n, 3, 20, 2)),
+        "manifold": rng.random((25, features)),
+        "manifold_z": np.linspace(-2, 2, 5),
+        "single_k": np.array(100),
+        "single_index": np.array([3, 2, 1]),
+        "single_log_w": rng.normal(-90, 3, (3, 200)),
+        "single_samples": rng.normal(size=(3, 2, 20, 2)),
+        "single_explained": np.array([[0.3, 0.2]] * 3),
+        "single_projection": np.array("PCA"),
+        "bound_k": np.array([1, 10, 5000]),
+        "bound_images": np.array(200),
+        "bound_mean": np.sort(rng.normal(-100, 5, 3)),
+        "bound_standard_error": rng.uniform(1, 2, 3),
+        "interpolation": rng.random((images // 2, 9, features)),
+        "extreme_x_mean": rng.random((16, features)),
+    }
+    snapshots = {
+        "prior_samples": rng.random((3, 23, features)),
+        "posterior_samples": rng.normal(size=(3, tests // 2, 2)),
+    }
+    snapshots |= {name: np.stack([arrays[name][:5]] * 3) for name in GRIDS} | {"epoch": np.array([1, 2, 4])}
+    return arrays | {f"snapshot_{name}": array for name, array in snapshots.items()}
+
+
 def make_arrays(seed, epochs=4, image_shape=(6, 5), layers=1, classes=10):
     """A run's arrays, small and random."""
     rng = np.random.default_rng(seed)
@@ -67,9 +105,10 @@ def make_arrays(seed, epochs=4, image_shape=(6, 5), layers=1, classes=10):
     }
     for name in ("mean", "sample", "resampled"):
         arrays[f"reconstruction_{name}"] = rng.random((images, features))
-    arrays |= diagnostics(rng)
+    arrays |= diagnostics(rng) | posteriors(rng, images, features, tests)
     for layer in range(1, layers + 1):
         dead = [-1e-6, 0.0, 1e-9, 0.0099]
+        arrays[f"unit_kl_{layer}"] = rng.uniform(-0.001, 2, 4 + 3 * layer)
         arrays[f"unit_variance_{layer}"] = np.concatenate([dead, rng.uniform(0.1, 2, 3 * layer)])
     return arrays
 
@@ -249,7 +288,8 @@ def test_weights_show_at_most_a_hundred_units_and_say_so():
 @each_number
 def test_log_likelihoods_share_bins_and_state_the_mean(runs):
     figure = PLOTS["log_likelihoods"](runs)
-    for axes, arrays in zip(figure.axes, runs.values(), strict=True):
+    for axes, below, arrays in zip(figure.axes[0::2], figure.axes[1::2], runs.values(), strict=True):
+        assert np.array_equal(tiles(below), arrays["extreme_x_mean"])
         values = arrays["log_likelihoods"]
         assert np.array_equal(edges(axes)[:-1], edges(figure.axes[0])[:-1])
         assert heights(axes).sum() == len(values)
@@ -260,6 +300,123 @@ def test_log_likelihoods_share_bins_and_state_the_mean(runs):
         stated = f"{values.mean():.2f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f} nats"
         assert stated.replace("-", "−") in axes.get_title(loc="left")
         assert "k = 500" in axes.get_title(loc="left")
+
+
+@each_number
+def test_bound_against_k_holds_means_and_bands(runs):
+    (axes,) = PLOTS["bound_against_k"](runs).axes
+    for line, band, arrays in zip(axes.lines, axes.collections, runs.values(), strict=True):
+        assert np.array_equal(line.get_ydata(), arrays["bound_mean"])
+        top = band.get_paths()[0].vertices[:, 1].max()
+        assert top == pytest.approx((arrays["bound_mean"] + arrays["bound_standard_error"]).max())
+    assert axes.get_xscale() == "log"
+
+
+@each_number
+def test_log_weights_state_the_bounds_that_they_make(runs):
+    panels = np.reshape(PLOTS["log_weights"](runs).axes, (len(runs), 3))
+    for row, arrays in zip(panels, runs.values(), strict=True):
+        for axes, log_w, index in zip(row, arrays["single_log_w"], arrays["single_index"], strict=True):
+            lines = [line.get_xdata()[0] for line in axes.lines]
+            assert np.allclose(lines, [log_w.mean(), np.log(np.mean(np.exp(log_w)))])
+            assert heights(axes).sum() == np.sum(log_w >= np.quantile(log_w, 0.005))
+            assert f"test image {index}" in axes.get_title(loc="left")
+
+
+@each_number
+def test_posterior_samples_hold_q_and_the_resampled(runs):
+    panels = np.reshape(PLOTS["posterior_samples"](runs).axes, (len(runs), 3))
+    for row, arrays in zip(panels, runs.values(), strict=True):
+        for axes, (resampled, q) in zip(row, arrays["single_samples"], strict=True):
+            assert np.array_equal(axes.collections[0].get_offsets(), q)
+            assert np.array_equal(axes.collections[1].get_offsets(), resampled)
+            assert axes.get_xlabel() == "PCA 1 (30%)"
+
+
+@each_number
+def test_unit_kl_is_ranked_and_summed(runs):
+    panels = {axes.get_title(loc="left").replace("\n", " "): axes for axes in PLOTS["unit_kl"](runs).axes}
+    for run, arrays in runs.items():
+        units = arrays["unit_kl_1"]
+        layer = "layer 1: " if len(runs) > 1 else ""
+        assert np.array_equal(heights(panels[f"{run} {layer}{units.sum():.1f} nats"]), np.sort(units)[::-1])
+    assert len(panels) == sum("unit_kl_2" in arrays for arrays in runs.values()) + len(runs)
+
+
+@each_number
+def test_interpolation_stands_between_its_images(runs):
+    for axes, arrays in zip(PLOTS["interpolation"](runs).axes, runs.values(), strict=True):
+        rows = tiles(axes).reshape(5, 11, -1)
+        assert np.array_equal(rows[:, 1:-1], arrays["interpolation"])
+        assert np.array_equal(rows[:, 0], arrays["x_mean"][0::2]) and np.array_equal(
+            rows[:, -1], arrays["x_mean"][1::2]
+        )
+
+
+@each_number
+def test_manifold_holds_the_images_with_z_at_the_axes(runs):
+    for axes, arrays in zip(PLOTS["manifold"](runs).axes, runs.values(), strict=True):
+        assert np.array_equal(tiles(axes), arrays["manifold"])
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["−2.0", "−1.0", "0.0", "1.0", "2.0"]
+        assert axes.get_yticklabels()[0].get_text() == "2.0"  # at the top
+
+
+def test_posterior_of_one_input_shows_p_q_and_q_ew_on_one_scale_with_contours_of_stated_mass():
+    arrays = RUNS["one"]["iwae"]
+    panels = np.reshape(PLOTS["posterior_of_one_input"]({"iwae": arrays}).axes, (2, 4))
+    for i, (image, *others) in zip((-2, -1), panels, strict=True):
+        assert np.array_equal(image.images[0].get_array().ravel(), arrays["grid_x"][i])
+        density = np.exp(arrays["grid_log_density"][i])
+        assert len({axes.images[0].get_clim() for axes in others}) == 1
+        assert len({(axes.get_xlim(), axes.get_ylim()) for axes in others}) == 1
+        for j, axes in enumerate(others):
+            assert np.array_equal(axes.images[0].get_array(), density[j])
+            contour = [c for c in axes.collections if hasattr(c, "levels")][-1]
+            held = [density[j][density[j] >= level].sum() / density[j].sum() for level in contour.levels]
+            assert np.allclose(held, [0.95, 0.5], atol=density[j].max() / density[j].sum())
+            assert np.array_equal(axes.collections[-1].get_offsets(), arrays["grid_samples"][i, j])
+            title = axes.get_title(loc="left")
+            assert (f"KL {arrays['grid_kl'][i, j]:.2g}" in title) == (j > 0)
+            assert f"{min(arrays['grid_mass'][i, j], 1):.1%} held" in title
+
+
+def test_posterior_side_by_side_holds_the_images_that_runs_share():
+    runs = RUNS["three"]
+    panels = np.reshape(PLOTS["posterior_side_by_side"](runs).axes, (4, 5))
+    for row, arrays in zip(panels[1:], runs.values(), strict=True):
+        for i, axes in enumerate(row):
+            assert np.array_equal(axes.images[0].get_array(), np.exp(arrays["grid_log_density"][i, 0]))
+            assert f"KL {arrays['grid_kl'][i, 1]:.3g}" in axes.get_title(loc="left")
+
+
+def test_aggregate_posterior_over_training_holds_the_epochs_that_all_runs_kept():
+    runs = dict(RUNS["three"])
+    label, arrays = next(iter(runs.items()))
+    runs[label] = arrays | {"snapshot_epoch": np.array([1, 3, 4])}
+    figure = PLOTS["aggregate_over_training"](runs)
+    panels = np.reshape(figure.axes, (3, 2))
+    for row, arrays in zip(panels, runs.values(), strict=True):
+        for at, axes in zip((0, 2), row, strict=True):
+            assert np.array_equal(axes.collections[0].get_offsets(), arrays["snapshot_posterior_samples"][at])
+            assert f"epoch {arrays['snapshot_epoch'][at]}" in axes.get_title(loc="left")
+            assert [patch.radius for patch in axes.patches] == pytest.approx([1.177, 2.448], abs=0.001)
+    assert "Aggregate" in figure.get_suptitle() and "Not the posterior of any single image" in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize("name", ANIMATIONS)
+def test_animation_has_a_frame_per_epoch(name, tmp_path):
+    from PIL import Image
+
+    frames = ANIMATIONS[name](RUNS["one"])
+    save_animation(frames, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == len(frames) == 3 and gif.width == 830
+    for frame, epoch in zip(frames, (1, 2, 4), strict=True):
+        assert any(f"iwae, epoch {epoch}" in text.get_text() for text in frame.findobj(matplotlib.text.Text))
+
+
+def test_needs_name_plots():
+    assert set(NEEDS) <= {*PLOTS, *ANIMATIONS}
 
 
 @each_number
@@ -379,7 +536,7 @@ def fresh_process():
 import sys
 import matplotlib
 before, backend = dict(matplotlib.rcParams.copy()), matplotlib.rcParams._get_backend_or_none()
-import plotting
+import canvas, plotting
 print("tensorflow" in sys.modules, "matplotlib.pyplot" in sys.modules)
 import tempfile, pathlib
 sys.path.insert(0, "tests")
@@ -387,7 +544,7 @@ folder = pathlib.Path(tempfile.mkdtemp())
 sys.modules["pytest"] = __import__("pytest")
 from test_plotting import EVERY_PLOT, RUNS
 for name, plot in EVERY_PLOT.items():
-    plotting.save_figure(plot(RUNS["three"]), folder / f"{name}.png")
+    canvas.save_figure(plot(RUNS["one"]), folder / f"{name}.png")
 print("tensorflow" in sys.modules, "matplotlib.pyplot" in sys.modules)
 print(dict(matplotlib.rcParams.copy()) == before, matplotlib.rcParams._get_backend_or_none() == backend)
 """

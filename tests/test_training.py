@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import canvas
 import evaluation
 import plotting
 import run_folder
@@ -191,7 +192,7 @@ def test_weights_are_the_same_with_and_without_evaluation_plots_and_checkpoints(
 
     def look_at_everything():
         arrays = evaluation.figure_arrays(model, x_small, x_small) | {"image_shape": np.array([3, 4])}
-        plotting.save_figure(plotting.PLOTS["prior_samples"]({"run": arrays}), tmp_path / "prior_samples.png")
+        canvas.save_figure(plotting.PLOTS["prior_samples"]({"run": arrays}), tmp_path / "prior_samples.png")
         return float(evaluation.log_likelihood(model, x_small, k=3).mean())
 
     parameters = replace(TINY, snapshot_epochs=(1, 2))

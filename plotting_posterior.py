@@ -1,0 +1,262 @@
+"""Figures of posteriors: as they are where a net has two latent units, by samples in any net. See `plotting`."""
+
+import numpy as np
+from matplotlib.patches import Circle
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+from canvas import (
+    IMAGE_STYLE,
+    PALETTE,
+    SMALL,
+    TEXT,
+    WIDTH,
+    cell_height,
+    class_legend,
+    classes_of,
+    columns_of,
+    draw_tiles,
+    image_shape_of,
+    label_axes,
+    name_panel,
+    name_row,
+    new_figure,
+    number,
+    panels_of,
+    projection_names,
+    scatter_classes,
+    split_of,
+)
+
+LEVELS = (0.5, 0.95)  # shares of a density that its contours hold
+TRUE, OTHER = PALETTE[0], PALETTE[4]  # the lines of the true posterior, and of what stands for it
+
+
+def posterior_of_one_input(runs):
+    """True posteriors p(z | x) beside q(z | x) and importance-weighted posteriors, a row per image.
+
+    Of one run the images at the shares grid_share of KL(q || p), of several runs the first of these each.
+    Reads split, image_shape [2], grid_x [n, features], grid_index [n], grid_share [s], grid_k [c], grid_centre [n, 2],
+    grid_half [n], grid_log_density [n, 1 + c, side, side], grid_mass and grid_kl [n, 1 + c], grid_samples
+    [n, 1 + c, m, 2].
+    """
+    shares = next(iter(runs.values()))["grid_share"]
+    shown = range(-len(shares), 0) if len(runs) == 1 else [-len(shares)]
+    rows = [(run, arrays, i) for run, arrays in runs.items() for i in shown]
+    arrays = rows[0][1]
+    names = ["true posterior", "q(z | x) = q_ew, k = 1", *(f"q_ew, k = {k}" for k in arrays["grid_k"][1:])]
+    caption = "q_ew: importance-weighted posterior, of which sampling-importance-resampling from k samples of q draws. "
+    caption += "Lines: the smallest areas that hold 50 % and 95 % of a density; dashed: those of the true posterior. "
+    caption += (
+        "Shade: the density, on one scale in a row. Dots: samples. KL(· ‖ p) in nats, on the square that is drawn, "
+    )
+    caption += "which holds the share of the density that is named."
+    title = "The posterior of a single image, and what k samples of q make of it"
+    figure = new_figure(title, caption, 0.9 + 2.2 * len(rows))
+    widths = [0.75] + [1] * len(names)
+    panels = figure.subplots(len(rows), 1 + len(names), squeeze=False, width_ratios=widths)
+    for (first, *others), (run, arrays, i) in zip(panels, rows, strict=True):
+        _thumbnail(first, arrays["grid_x"][i], image_shape_of(runs))
+        text = f"{split_of(runs)} image {arrays['grid_index'][i]}:\nKL above {arrays['grid_share'][i]:.0%}\nof images"
+        first.text(0, -0.05, text, transform=first.transAxes, va="top", fontsize=SMALL)
+        for j, axes in enumerate(others):
+            _density(axes, arrays, i, j)
+            axes.scatter(*arrays["grid_samples"][i, j].T, s=1.5, color="black", alpha=0.5, linewidths=0)
+            axes.tick_params(labelleft=j == 0)
+        kl = ["", *(f"KL {kl:.2g}, " for kl in arrays["grid_kl"][i, 1:])]
+        held = [f"{min(mass, 1):.1%} held" for mass in arrays["grid_mass"][i]]
+        titles = [f"{name}\n{text}{share}" for name, text, share in zip(names, kl, held, strict=True)]
+        name_row(others, run if i == shown[0] else "", titles)
+    return figure
+
+
+def posterior_side_by_side(runs):
+    """True posteriors of the same images under several nets, and each net's q, a row per run.
+
+    Reads split, image_shape [2], grid_x [n, features], grid_index [n], grid_share [s], grid_centre [n, 2],
+    grid_half [n], grid_log_density [n, 2 or more, side, side], grid_kl [n, 2 or more]; n - s images are the same.
+    """
+    first = next(iter(runs.values()))
+    count = len(first["grid_index"]) - len(first["grid_share"])
+    caption = (
+        "Blue: the true posterior p(z | x) of the image above. Red: the encoder's q(z | x). Lines: the smallest areas "
+    )
+    caption += "that hold 50 % and 95 % of each. Every panel has a square of its own. KL(q ‖ p) in nats."
+    figure = new_figure(f"Posteriors of the same {split_of(runs)} images", caption, 1.8 + 1.9 * len(runs))
+    panels = figure.subplots(1 + len(runs), count, squeeze=False, height_ratios=[0.55] + [1] * len(runs))
+    for axes, image in zip(panels[0], first["grid_x"], strict=False):
+        _thumbnail(axes, image, image_shape_of(runs))
+    for row, (run, arrays) in zip(panels[1:], runs.items(), strict=True):
+        name_row(row, run, [f"KL {kl:.3g}" for kl in arrays["grid_kl"][:count, 1]])
+        for i, axes in enumerate(row):
+            _density(axes, arrays, i, 0)
+            _contours(axes, arrays, i, 1, colors=OTHER, linewidths=1.4)
+    return figure
+
+
+def aggregate_over_training(runs):
+    """One sample of q(z | x) per image, by class, after epochs of the training: the aggregate posterior, a row per run.
+
+    Reads split, snapshot_epoch [e], snapshot_posterior_samples [e, s, 2], labels [n]: the first s are shown.
+    """
+    epochs, classes = common_epochs(runs), classes_of(runs)
+    epochs = epochs[:1] * (len(epochs) > 2) + epochs[-2:]
+    samples = {run: arrays["snapshot_posterior_samples"] for run, arrays in runs.items()}
+    count = len(next(iter(samples.values()))[0])
+    caption = f"One sample of q(z | x) for each of {count:,} {split_of(runs)} images. Not the posterior of any single "
+    caption += "image. Rings: the areas that hold 50 % and 95 % of the prior."
+    figure = new_figure("Aggregate posterior as the net was trained", caption, 0.9 + 2.8 * len(runs))
+    panels = figure.subplots(len(runs), len(epochs), squeeze=False, sharex=True, sharey=True)
+    reach = max(np.quantile(np.abs(points), 0.999) for points in samples.values())
+    for row, (run, arrays) in zip(panels, runs.items(), strict=True):
+        name_row(row, run, [f"epoch {epoch}" for epoch in epochs])
+        for axes, epoch in zip(row, epochs, strict=True):
+            points = samples[run][list(arrays["snapshot_epoch"]).index(epoch)]
+            scatter_classes(axes, points, arrays["labels"][:count], classes, reach)
+            for level in LEVELS:
+                radius = np.sqrt(-2 * np.log1p(-level))
+                axes.add_patch(Circle((0, 0), radius, fill=False, edgecolor="black", linewidth=1))
+            axes.tick_params(labelsize=SMALL)
+            axes.spines[["top", "right"]].set_visible(False)
+    class_legend(figure, classes, loc="outside right center")
+    return figure
+
+
+def manifold(runs):
+    """Decoder means over the plane of the two latent units, at quantiles of the prior in equal steps, a grid per run.
+
+    Reads image_shape [2], manifold_z [s] (the quantiles), manifold [s * s, features]: rows from the top, z_2 falling.
+    """
+    caption = "Decoder means. Along each axis z goes through quantiles of the prior in equal steps, so that each image "
+    caption += "stands for an equal share of it."
+    height = (WIDTH - 0.8) / columns_of(len(runs)) + 0.3
+    figure, panels = panels_of(runs, "What the latent plane decodes to", caption, height)
+    for (axes,), (run, arrays) in zip(panels, runs.items(), strict=True):
+        z, shape = arrays["manifold_z"], image_shape_of(runs)
+        draw_tiles(axes, arrays["manifold"], shape, len(z), **IMAGE_STYLE)
+        axes.set(xlim=(0, len(z)), ylim=(len(z) * cell_height(shape), 0))
+        at = np.unique(np.linspace(0, len(z) - 1, 5).round().astype(int))
+        axes.set_xticks(at + 0.5, [number(z[i], 1) for i in at], fontsize=SMALL)
+        axes.set_yticks((at + 0.5) * cell_height(shape), [number(z[::-1][i], 1) for i in at], fontsize=SMALL)
+        axes.set_xlabel("latent unit 1", fontsize=TEXT)
+        axes.set_ylabel("latent unit 2", fontsize=TEXT)
+        name_panel(axes, run, len(runs))
+    return figure
+
+
+def bound_against_k(runs):
+    """The bound L_k (nats) against the number of samples k, a mean over images, and its standard error.
+
+    Reads split, bound_k [c], bound_mean [c], bound_standard_error [c], bound_images (how many).
+    """
+    first = next(iter(runs.values()))
+    caption = (
+        f"Means over {first['bound_images']} {split_of(runs)} images; bands: ± one standard error over images, which "
+    )
+    caption += "the runs share. L_1 is the ELBO; L_k rises towards log p(x)."
+    figure = new_figure("The bound L_k against the number of samples", caption, 4 + 0.2 * len(runs))
+    axes = figure.subplots()
+    for i, (run, arrays) in enumerate(runs.items()):
+        k, mean, error = (arrays[f"bound_{name}"] for name in ("k", "mean", "standard_error"))
+        label = f"{run}: {number(mean[0])} at k = 1, {number(mean[-1])} at k = {k[-1]}"
+        axes.plot(k, mean, "o-", color=PALETTE[i % 10], markersize=4, label=label)
+        axes.fill_between(k, mean - error, mean + error, color=PALETTE[i % 10], alpha=0.2, linewidth=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    label_axes(axes, "samples k", "L_k (nats)")
+    axes.grid(color="0.92")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=SMALL, borderaxespad=0.2)
+    return figure
+
+
+def log_weights(runs):
+    """Histogram of the log importance weights (nats) of single images: their mean, and the log of the weights' mean.
+
+    Reads split, single_index [n], single_log_w [n, m].
+    """
+    caption = (
+        "In nats. Solid line: the mean of log w, the ELBO. Dashed: log of the mean of w, the estimate of log p(x). "
+    )
+    caption += "Between them lies KL(q ‖ p): few weights at the right make the sum."
+    figure, panels = _image_panels(runs, "Log importance weights of single images", caption, 2.1)
+    for row, arrays in zip(panels, runs.values(), strict=True):
+        for axes, log_w in zip(row, np.float64(arrays["single_log_w"]), strict=True):
+            mean, log_mean = log_w.mean(), log_w.max() + np.log(np.mean(np.exp(log_w - log_w.max())))
+            low = np.quantile(log_w, 0.005)  # the long tail at the left is cut
+            axes.hist(log_w[log_w >= low], bins=60, color=PALETTE[0], alpha=0.75)
+            axes.axvline(mean, color="black", linewidth=1.6)
+            axes.axvline(log_mean, color="black", linewidth=1.6, linestyle="--")
+            label_axes(axes, f"log w: {number(mean, 1)}, {number(log_mean, 1)}", "")
+    return figure
+
+
+def posterior_samples(runs):
+    """Samples of q(z_1 | x) and of the posterior by sampling-importance-resampling, of single images, a row per run.
+
+    Reads split, single_index [n], single_k, single_samples [n, 2, m, 2] (resampled, q), single_projection ("latent" or
+    "PCA"), single_explained [n, 2] (shares of the variance).
+    """
+    k = next(iter(runs.values()))["single_k"]
+    caption = (
+        f"z_1, the layer nearest the data. Blue: one of each {k} samples of q, drawn by its weight, in place of the "
+    )
+    caption += "posterior. Red: q(z_1 | x). PCA: of the active units of both together, image by image."
+    figure, panels = _image_panels(runs, "Posterior of single images by resampling, beside q", caption, 2.9)
+    for row, arrays in zip(panels, runs.values(), strict=True):
+        for i, axes in enumerate(row):
+            resampled, q = arrays["single_samples"][i]
+            axes.scatter(*q.T, s=5, color=PALETTE[1], alpha=0.5, linewidths=0)
+            axes.scatter(*resampled.T, s=5, color=PALETTE[0], alpha=0.7, linewidths=0)
+            axes.set(aspect="equal", adjustable="datalim")
+            label_axes(axes, *projection_names(arrays["single_projection"], arrays["single_explained"][i], ""))
+    return figure
+
+
+def _image_panels(runs, title, caption, height):
+    """A Figure and its panels [run, image], of the single images of runs, each named."""
+    count = len(next(iter(runs.values()))["single_index"])
+    figure = new_figure(title, caption, 0.7 + height * len(runs))
+    panels = figure.subplots(len(runs), count, squeeze=False)
+    for row, (run, arrays) in zip(panels, runs.items(), strict=True):
+        name_row(row, run, [f"{split_of(runs)} image {index}" for index in arrays["single_index"]])
+    return figure, panels
+
+
+def common_epochs(runs):
+    """The epochs of which all runs kept a snapshot."""
+    kept = [arrays["snapshot_epoch"].tolist() for arrays in runs.values()]
+    return [epoch for epoch in kept[0] if all(epoch in epochs for epochs in kept)]
+
+
+def _thumbnail(axes, image, shape):
+    """One image, at the top of its panel."""
+    axes.imshow(image.reshape(shape), **IMAGE_STYLE)
+    axes.set(xticks=[], yticks=[], anchor="N")
+    axes.spines[:].set_visible(False)
+
+
+def _density(axes, arrays, i, j):
+    """Density j of input i: shade, on the scale of the true posterior, and contours; the true posterior's, dashed."""
+    log_p, half = arrays["grid_log_density"][i], arrays["grid_half"][i]
+    x, y = arrays["grid_centre"][i]
+    extent = (x - half, x + half, y - half, y + half)
+    limits = {"vmin": 0, "vmax": np.exp(log_p[0].max())}
+    axes.imshow(np.exp(log_p[j]), cmap="Blues", origin="lower", extent=extent, interpolation="bilinear", **limits)
+    if j:
+        _contours(axes, arrays, i, 0, colors=TRUE, linewidths=0.8, linestyles="dashed")
+    _contours(axes, arrays, i, j, colors=OTHER if j else TRUE, linewidths=1.2)
+    axes.set(xlim=extent[:2], ylim=extent[2:])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+    axes.tick_params(labelsize=SMALL - 1)
+    axes.spines[:].set_color("0.7")
+
+
+def _contours(axes, arrays, i, j, **style):
+    """The boundaries of the smallest areas that hold LEVELS of density j of input i on the grid."""
+    density, half = np.exp(arrays["grid_log_density"][i, j]), arrays["grid_half"][i]
+    by_size = np.sort(density, axis=None)[::-1]
+    held = np.cumsum(by_size) / by_size.sum()
+    levels = sorted({by_size[np.searchsorted(held, level)] for level in LEVELS})
+    steps = half * ((2 * np.arange(len(density)) + 1) / len(density) - 1)
+    x, y = arrays["grid_centre"][i]
+    axes.contour(x + steps, y + steps, density, levels=levels, **style)

@@ -1,0 +1,291 @@
+"""The posterior of a single input: on a grid where the net has two latent units, by importance samples for any net."""
+
+import functools
+import math
+
+import numpy as np
+import tensorflow as tf
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+from evaluation import ACTIVE_THRESHOLD, SAMPLES_AT_ONCE, bounds, map_images, principal_components, shown_images
+from losses import log_mean_exp
+from models import split_seed
+
+KS = (1, 10, 100)  # samples of the importance-weighted posteriors; at 1 it is q itself
+POOL = 20_000  # importance samples of each input
+AVERAGED = 500  # at most so many draws of the other k - 1 samples make the mean that q_ew is
+WIDE, WIDE_SIDE = (
+    6.0,
+    201,
+)  # the square that holds the whole posterior, in standard deviations of the prior, and its cells
+SIDE = 121  # cells along a side of the square that is shown
+MASS = 0.999  # of the posterior, by highest density, that the square shown holds
+CANDIDATES = 200  # images among which those of unusual and of usual KL(q || p) are looked for
+CHOSEN = (0.95, 0.8, 0.5)  # shares of them whose KL is below that of the image chosen: the unusual, the typical
+BOUND_KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+BOUND_IMAGES = 200  # on which L_k is followed up to the last of these
+SAME = 5  # images whose posteriors every net shows on a grid
+AGGREGATED = 3000  # images whose samples of q are kept of each snapshot
+SINGLE = 3  # images whose posterior is shown for nets of any size
+
+
+def importance_samples(model, x, count, seed):
+    """Samples z_1 [count, batch, units] of q(z | x) and their log_w [count, batch], in nats; to be compiled.
+
+    x: [batch, features]; count: a multiple of SAMPLES_AT_ONCE; seed: [2] integers.
+    """
+    q, batch = model.encode(x), tf.shape(x)[0]
+
+    def chunk(seed):
+        z = model.sample_posterior(q, model.draw_noise(SAMPLES_AT_ONCE, batch, seed))
+        return z[0], model.log_joint(x, z) - model.log_q_z_given_x(q, z)
+
+    seeds = split_seed(seed, count // SAMPLES_AT_ONCE)
+    z, log_w = tf.map_fn(chunk, seeds, fn_output_signature=(tf.float32, tf.float32))
+    return tf.reshape(z, [count, batch, model.latent_units[0]]), tf.reshape(log_w, [count, batch])
+
+
+def pool_of(model, x, count, seed=0):
+    """`importance_samples` of images [n, features] as arrays: z_1 [count, n, units], log_w [count, n]."""
+
+    @tf.function(jit_compile=True)
+    def block(image, seed):
+        return [tf.einsum("ki...->ik...", part) for part in importance_samples(model, image, count, seed)]
+
+    return [np.moveaxis(part, 0, 1) for part in map_images(block, x, seed, size=1)]
+
+
+def resampled(z, log_w, k, seed=0):
+    """Sampling-importance-resampling: one of each k samples, drawn by its weight; each is a sample of q_ew.
+
+    z: [count, n, units], log_w: [count, n] -> [count // k, n, units].
+    """
+    groups, n = len(log_w) // k, log_w.shape[1]
+    gumbel = np.random.default_rng(seed).gumbel(size=(groups, k, n))
+    chosen = np.argmax(log_w[: groups * k].reshape(groups, k, n) + gumbel, axis=1)
+    return np.take_along_axis(z[: groups * k].reshape(groups, k, n, -1), chosen[:, None, :, None], axis=1)[:, 0]
+
+
+def square(centre, half, side):
+    """Centres of the cells of a square for each input: centre [n, 2], half its side [n] -> [side (up), side, n, 2]."""
+    steps = (2 * np.arange(side) + 1) / side - 1
+    offsets = np.stack(np.meshgrid(steps, steps), axis=-1)[:, :, None]
+    return np.float32(centre + half[:, None] * offsets)
+
+
+@functools.lru_cache(maxsize=8)
+def densities_block(model):
+    """A compiled function (x [1, features], grid [rows, columns, 1, 2]) -> log p(x, z) and log q(z | x)."""
+
+    @tf.function(jit_compile=True, reduce_retracing=True)
+    def block(x, grid):
+        q = model.encode(x)
+        both = lambda z: (model.log_joint(x, [z]), model.log_q_z_given_x(q, [z]))  # noqa: E731
+        return tf.map_fn(both, grid, fn_output_signature=(tf.float32, tf.float32))
+
+    return block
+
+
+def log_densities(model, x, grid):
+    """log p(x, z) and log q(z | x) at grid [rows, columns, n, 2]: two arrays [rows, columns, n], float64."""
+    images = [densities_block(model)(tf.constant(x[[i]]), tf.constant(grid[:, :, [i]])) for i in range(len(x))]
+    return np.concatenate(np.float64(images), axis=-1)
+
+
+@tf.function(jit_compile=True, reduce_retracing=True)
+def log_sum_over_draws(log_joint, log_q, others):
+    """The sum over draws of which `log_q_ew` is the mean; others [draws, n]: log sums of k - 1 weights."""
+
+    def row(densities):
+        log_w = densities[0] - densities[1]
+        log_sum = log_w + tf.nn.softplus(others[:, None] - log_w)  # of the weights of z and of the k - 1 others
+        return densities[0] + tf.reduce_logsumexp(-log_sum, axis=0)
+
+    return tf.map_fn(row, (log_joint, log_q), fn_output_signature=tf.float32)
+
+
+def log_q_ew(log_joint, log_q, log_w, k):
+    """log q_ew(z | x) on a grid (Cremer, Morris and Duvenaud 2017): what one of k samples of q, drawn by weight, is.
+
+    q_ew(z) = E of p(x, z) / mean of the weights of z and of k - 1 samples of q. The expectation is an average over at
+    most AVERAGED draws of those samples, from the pool log_w [count, n]. log_joint, log_q: [rows, columns, n].
+    """
+    draws = min(AVERAGED, len(log_w) // max(k - 1, 1)) if k > 1 else 1
+    others = logsumexp(log_w[: draws * (k - 1)].reshape(draws, k - 1, -1), axis=1) if k > 1 else [[-np.inf]]
+
+    arguments = [tf.constant(np.float32(part)) for part in (log_joint, log_q, others)]
+    return np.float64(log_sum_over_draws(*arguments)) + math.log(k / draws)
+
+
+def boxes_of_most(log_p, cells):
+    """Corners [2, n, 2] of the boxes about the cells of highest density that have MASS of each, and a cell around them.
+
+    log_p: [side, side, n]; cells: [side, side, n, 2].
+    """
+    edge, corners = cells[0, 1, :, :1] - cells[0, 0, :, :1], []
+    for i in range(log_p.shape[-1]):
+        mass, places = np.exp(log_p[..., i] - log_p[..., i].max()).ravel(), cells[:, :, i].reshape(-1, 2)
+        order = np.argsort(-mass)
+        held = places[order[: np.searchsorted(np.cumsum(mass[order]), MASS * mass.sum()) + 1]]
+        corners.append([held.min(axis=0), held.max(axis=0)])
+    return np.swapaxes(corners, 0, 1) + np.array([-1, 1])[:, None, None] * edge
+
+
+def half_of(corners):
+    """Half the longer side [n] of boxes [2, n, 2]."""
+    return np.ptp(corners, axis=0).max(axis=-1) / 2
+
+
+def shown_squares(model, x):
+    """Centre [n, 2] and half the side [n] of the square shown of each posterior, and log p(x, outside of it) [n].
+
+    It holds MASS of the posterior, and q within three standard deviations as far as that leaves the posterior a third
+    of the square's side. Found on a wide grid, and again on one of the size that this one tells.
+    """
+    everywhere = square(np.zeros([len(x), 2]), np.full(len(x), WIDE), WIDE_SIDE)
+    log_joint, _ = log_densities(model, x, everywhere)
+    corners = boxes_of_most(log_joint, everywhere)
+    nearer = square(corners.mean(axis=0), half_of(corners), SIDE)
+    corners = boxes_of_most(log_densities(model, x, nearer)[0], nearer)
+    q = model.encode(tf.constant(x))
+    reach = q.mean() + 3 * q.stddev() * np.float32([-1, 1])[:, None, None]
+    both = np.stack([np.minimum(corners[0], reach[0]), np.maximum(corners[1], reach[1])])
+    half, wanted = half_of(corners), half_of(both)
+    share = np.minimum(1, 2 * half / np.maximum(wanted - half, 1e-9))  # of the way from the posterior's box to both's
+    corners += share[:, None] * (both - corners)
+    centre, half = corners.mean(axis=0), half_of(corners)
+    outside = np.any(np.abs(everywhere - centre) > half[:, None], axis=-1)
+    log_outside = logsumexp(np.where(outside, log_joint, -np.inf), axis=(0, 1))
+    return centre, half, log_outside + 2 * math.log(2 * WIDE / WIDE_SIDE)
+
+
+def kl(log_q, log_p, cell):
+    """KL(q || p) [n] in nats of two densities on a grid of cells of that area [n], each normalized there first."""
+    log_q, log_p = (part - logsumexp(part, axis=(0, 1)) for part in (log_q, log_p))
+    return np.sum(np.exp(log_q) * (log_q - log_p), axis=(0, 1))
+
+
+def grid_samples(log_p, grid, cell, count, seed=0):
+    """Samples [n, count, 2] of densities on a grid: a cell by its mass, and a place in it.
+
+    log_p: [rows, columns, n]; grid: [rows, columns, n, 2]; cell: area [n].
+    """
+    rng, n = np.random.default_rng(seed), log_p.shape[-1]
+    mass = np.exp(log_p - logsumexp(log_p, axis=(0, 1))).reshape(-1, n)
+    chosen = [rng.choice(len(mass), count, p=mass[:, i]) for i in range(n)]
+    places = np.stack([grid.reshape(-1, n, 2)[chosen[i], i] for i in range(n)])
+    return places + np.sqrt(cell)[:, None, None] * rng.uniform(-0.5, 0.5, places.shape)
+
+
+def grid_arrays(model, x, ks=KS, seed=0):
+    """The posterior of each input x [n, features], q and q_ew at `ks`, on a grid: a net of two latent units.
+
+    Densities are in the order p, q_ew at each of ks: log densities [n, 1 + ks, side, side], their mass on the grid
+    [n, 1 + ks], KL(. || p) in nats [n, 1 + ks], and, where a k is above 1, samples [n, 1 + ks, POOL / last k, 2].
+    """
+    centre, half, log_outside = shown_squares(model, x)
+    grid, cell = square(centre, half, SIDE), (2 * half / SIDE) ** 2
+    log_joint, log_q = log_densities(model, x, grid)
+    log_evidence = np.logaddexp(logsumexp(log_joint, axis=(0, 1)) + np.log(cell), log_outside)
+    z, log_w = pool_of(model, x, POOL, seed) if max(ks) > 1 else (None, np.empty([0, len(x)]))
+    densities = [log_joint - log_evidence] + [log_q_ew(log_joint, log_q, log_w, k) for k in ks]
+    arrays = {
+        "grid_k": ks,
+        "grid_centre": centre,
+        "grid_half": half,
+        "grid_log_density": np.float32(densities).transpose(3, 0, 1, 2),
+        "grid_mass": np.transpose([np.exp(logsumexp(log_p, axis=(0, 1))) * cell for log_p in densities]),
+        "grid_kl": np.transpose([kl(log_p, densities[0], cell) for log_p in densities]),
+        "grid_log_p_x": log_evidence,
+    }
+    if z is not None:
+        count = POOL // max(ks)
+        samples = [grid_samples(densities[0], grid, cell, count, seed)]
+        samples += [resampled(z, log_w, k, seed)[:count].swapaxes(0, 1) for k in ks]
+        arrays["grid_samples"] = np.stack(samples, axis=1)
+    return arrays
+
+
+def chosen_images(model, x, labels, seed=0):
+    """Indices of the images whose posteriors are shown on a grid.
+
+    First the same SAME for every net, then those at CHOSEN shares of KL(q || p) = log p(x) - ELBO among CANDIDATES.
+    """
+    order = np.argsort(np.subtract(*bounds(model, x[:CANDIDATES], 500, seed)))
+    by_kl = [order[int(share * (len(order) - 1))] for share in CHOSEN]
+    return np.array([*shown_images(labels, 10)[-SAME:], *by_kl])
+
+
+def bound_curve(model, x, seed=0):
+    """L_k of each image [n] at each of BOUND_KS, from all the samples that the last of them has: [ks, n], nats."""
+
+    @tf.function(jit_compile=True)
+    def block(images, seed):
+        log_w = importance_samples(model, images, max(BOUND_KS), seed)[1]
+        cut = [log_w[: max(BOUND_KS) // k * k] for k in BOUND_KS]
+        groups = [tf.reshape(part, [k, -1, tf.shape(images)[0]]) for k, part in zip(BOUND_KS, cut, strict=True)]
+        return tf.stack([tf.reduce_mean(log_mean_exp(group), axis=0) for group in groups], axis=1)
+
+    return map_images(block, x, seed, size=20).T
+
+
+def sample_arrays(model, x, labels=None, seed=0):
+    """Arrays of a net of any size: L_k against k, and of the first SINGLE shown images the weights and the posterior.
+
+    The posterior is that of z_1, by sampling-importance-resampling, beside as many samples of q; of more than two
+    units the active ones: in the others both are the prior, whose spread is all that PCA would show.
+    """
+    shown = shown_images(labels, 10)[:SINGLE]
+    z, log_w = pool_of(model, x[shown], POOL, seed)
+    chosen = resampled(z, log_w, max(KS), seed)
+    both = np.stack([chosen, z[: len(chosen)]])  # [2, s, n, units]
+    active = np.var(model.encode(x[:CANDIDATES]).mean(), axis=0) > ACTIVE_THRESHOLD
+    both = both[..., active] if model.latent_units[0] > 2 and active.any() else both
+    flat = [principal_components(both[:, :, i].reshape(-1, both.shape[-1])) for i in range(len(shown))]
+    curve = np.float64(bound_curve(model, x[:BOUND_IMAGES], seed))
+    return {
+        "single_k": max(KS),
+        "single_index": shown,
+        "single_log_w": log_w.T,
+        "single_samples": np.stack([points.reshape(2, -1, 2) for points, _ in flat]),
+        "single_explained": np.stack([shares for _, shares in flat]),
+        "single_projection": "latent" if model.latent_units[0] == 2 else "PCA",
+        "bound_k": BOUND_KS,
+        "bound_images": curve.shape[1],
+        "bound_mean": curve.mean(axis=1),
+        "bound_standard_error": curve.std(axis=1, ddof=1) / np.sqrt(curve.shape[1]),
+    }
+
+
+def snapshot_arrays(model, weights, x, labels=None, seed=0):
+    """What a net showed while it was trained, on the first axis of each array; posteriors where it has two units.
+
+    weights: {epoch: path}, of which the model is left with the last; x: [n, features] as fed to the encoder; labels:
+    [n] integers or None.
+    """
+    arrays, same = [], shown_images(labels, 10)[-SAME:]
+    for epoch, path in weights.items():
+        model.load_weights(path)
+        at = {"epoch": epoch, "prior_samples": model.sample(100, (seed, 0))}
+        if model.latent_units == (2,):
+            z = model.encode(x[:AGGREGATED]).sample(seed=(seed, 1))
+            at |= {"posterior_samples": z} | grid_arrays(model, x[same], (1,), seed)
+        arrays.append(at)
+    return {f"snapshot_{name}": np.stack([at[name] for at in arrays]) for name in arrays[0]}
+
+
+def posterior_arrays(model, x_mean, x, labels=None, seed=0):
+    """The arrays of the figures that show posteriors of single inputs, for a net of any size; grids for two units.
+
+    x_mean: [n, features] grey images; x: the same as fed to the encoder; labels: [n] integers or None.
+    """
+    arrays = sample_arrays(model, x, labels, seed)
+    if model.latent_units == (2,):
+        indices = chosen_images(model, x, labels, seed)
+        arrays |= grid_arrays(model, x[indices], KS, seed)
+        arrays |= {"grid_x": x[indices], "grid_x_mean": x_mean[indices], "grid_index": indices, "grid_share": CHOSEN}
+        quantiles = norm.ppf((np.arange(21) + 0.5) / 21)
+        manifold = np.stack(np.meshgrid(quantiles, quantiles[::-1]), axis=-1).reshape(-1, 2)
+        arrays |= {"manifold": model.decode(np.float32(manifold)), "manifold_z": quantiles}
+    return {name: np.asarray(array) for name, array in arrays.items()}

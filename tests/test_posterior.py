@@ -1,0 +1,154 @@
+"""posterior.py: densities on a grid against importance samples, q_ew against its definition and against resampling."""
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+import posterior
+from models import Autoencoder
+from plotting import PLOTS, applicable
+
+N = 3  # images
+
+
+@pytest.fixture(scope="module")
+def net(x_small):
+    """Two latent units, q of a place and size that are not the posterior's."""
+    model = Autoencoder(x_small.mean(axis=0), (2,), ((8, 8),), seed=3)
+    model.encoder[0].log_std.bias.assign([0.6, 0.3])
+    for layer in model.decoder[0].hidden:
+        layer.kernel.assign(3 * layer.kernel)
+    model.decoder[0].head.kernel.assign(3 * model.decoder[0].head.kernel)
+    return model
+
+
+@pytest.fixture(scope="module")
+def pool(net, x_small):
+    return posterior.pool_of(net, x_small[:N], posterior.POOL, seed=1)
+
+
+@pytest.fixture(scope="module")
+def arrays(net, x_small):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(posterior, "SIDE", 61)
+        monkeypatch.setattr(posterior, "WIDE_SIDE", 101)
+        return posterior.grid_arrays(net, x_small[:N], (1, 10, 100), seed=1)
+
+
+def cells(arrays):
+    """Centres of the cells [side, side, n, 2], and the log mass [n, densities, side, side] of each."""
+    log_density, half = np.float64(arrays["grid_log_density"]), arrays["grid_half"]
+    side = log_density.shape[-1]
+    cell = 2 * np.log(2 * half / side)
+    return posterior.square(arrays["grid_centre"], half, side), log_density + cell[:, None, None, None]
+
+
+def test_square_is_a_grid_of_cell_centres_up_and_to_the_right():
+    grid = posterior.square(np.array([[1.0, 2.0]]), np.array([2.0]), 4)[:, :, 0]
+    np.testing.assert_allclose(grid[0, :, 0], [-0.5, 0.5, 1.5, 2.5])
+    np.testing.assert_allclose(grid[:, 0, 1], [0.5, 1.5, 2.5, 3.5])
+
+
+def test_grid_posterior_integrates_to_one_and_has_the_moments_of_importance_sampling(arrays, pool):
+    """Mass, log p(x), mean and second moments: within 5 standard errors of 20,000 self-normalised samples."""
+    grid, log_mass = cells(arrays)
+    z, log_w = np.float64(pool[0]), np.float64(pool[1])
+    for i in range(N):
+        p = np.exp(log_mass[i, 0])
+        assert arrays["grid_mass"][i, 0] == pytest.approx(p.sum(), abs=1e-5) and 0.98 < p.sum() <= 1.001
+        weight = np.exp(log_w[:, i] - logsumexp(log_w[:, i]))
+        error = np.std(np.exp(log_w[:, i] - log_w[:, i].max())) / np.exp(logsumexp(log_w[:, i] - log_w[:, i].max()))
+        relative = error * np.sqrt(len(log_w))  # of the mean weight
+        estimate = logsumexp(log_w[:, i]) - np.log(len(log_w))
+        assert abs(estimate - arrays["grid_log_p_x"][i]) < 5 * relative
+        for power in (1, 2):
+            on_grid = np.einsum("rc,rcd->d", p / p.sum(), grid[:, :, i] ** power)
+            sampled = weight @ z[:, i] ** power
+            standard_error = np.sqrt(weight**2 @ (z[:, i] ** power - sampled) ** 2)
+            assert np.all(np.abs(on_grid - sampled) < 5 * standard_error + 0.02)  # what the square leaves out
+
+
+def test_q_ew_is_q_at_one_sample_integrates_to_one_and_comes_nearer_with_k(arrays, net, x_small):
+    grid, log_mass = cells(arrays)
+    log_q = posterior.log_densities(net, x_small[:N], grid)[1]
+    np.testing.assert_allclose(arrays["grid_log_density"][:, 1], np.moveaxis(log_q, -1, 0), rtol=1e-4, atol=1e-4)
+    held, kl = arrays["grid_mass"], arrays["grid_kl"]
+    assert np.all(np.abs(held[:, 2:] - 1) < 0.1) and np.all(held[:, 1] < 1.001)
+    assert np.all(kl[:, 0] == 0) and np.all(np.diff(kl[:, 1:], axis=1) < 0) and np.all(kl[:, 1] > 0.1)
+    assert np.all(kl[:, 3] < kl[:, 1] / 10)
+
+
+def test_resampling_draws_from_q_ew(arrays, pool):
+    """The share of samples in each quarter of the square, for k = 10, within 5 standard errors and q_ew's own error."""
+    grid, log_mass = cells(arrays)
+    samples = posterior.resampled(*pool, 10, seed=2)
+    assert samples.shape == (2000, N, 2)
+    for i in range(N):
+        q_ew = np.exp(log_mass[i, 2])
+        for axis in (0, 1):
+            middle = grid[..., i, axis].ravel()[np.argsort(grid[..., i, axis].ravel())]
+            for place in np.quantile(middle, [0.3, 0.4, 0.5, 0.6]):
+                expected = q_ew[grid[:, :, i, axis] < place].sum() / q_ew.sum()
+                found = np.mean(samples[:, i, axis] < place)
+                assert abs(found - expected) < 5 * np.sqrt(0.25 / 2000) + 0.02
+
+
+def test_samples_of_the_grid_have_its_moments(arrays):
+    grid, log_mass = cells(arrays)
+    p = np.moveaxis(log_mass[:, 0], 0, -1)
+    cell = (2 * arrays["grid_half"] / p.shape[0]) ** 2
+    samples = posterior.grid_samples(p, grid, cell, 5000, seed=0)
+    for i in range(N):
+        mass = np.exp(p[..., i] - logsumexp(p[..., i]))
+        mean = np.einsum("rc,rcd->d", mass, grid[:, :, i])
+        assert np.all(np.abs(samples[i].mean(axis=0) - mean) < 5 * samples[i].std(axis=0) / np.sqrt(5000))
+
+
+def test_bound_curve_rises_to_the_streaming_bound(net, x_small, monkeypatch, uncompiled):
+    monkeypatch.setattr(posterior, "BOUND_KS", (1, 10, 100, 1000))
+    curve = posterior.bound_curve(net, x_small[:20], seed=1)
+    assert curve.shape == (4, 20) and np.all(np.diff(curve.mean(axis=1)) > 0)
+    assert curve[-1].mean() == pytest.approx(posterior.bounds(net, x_small[:20], 1000, seed=5)[0].mean(), abs=0.05)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Every size as small as it goes."""
+    sizes = {"POOL": 200, "SIDE": 11, "WIDE_SIDE": 21, "CANDIDATES": 20, "BOUND_IMAGES": 20, "BOUND_KS": (1, 50)}
+    for name, value in sizes.items():
+        monkeypatch.setattr(posterior, name, value)
+
+
+def test_any_net_has_samples_and_grids_are_for_two_units_alone(net, small_net, x_small, small, uncompiled):
+    labels = np.arange(60) % 10
+    grids = posterior.posterior_arrays(net, x_small, x_small, labels)
+    samples = posterior.posterior_arrays(small_net(2), x_small, x_small, labels)
+    assert set(grids) > set(samples) and all(
+        name.startswith(("grid", "manifold")) for name in set(grids) - set(samples)
+    )
+    assert list(grids["grid_index"][: posterior.SAME]) == [5, 6, 7, 8, 9] and len(grids["grid_index"]) == 8
+    assert samples["single_samples"].shape == (3, 2, 2, 2) and grids["manifold"].shape == (441, 12)
+    assert str(samples["single_projection"]) == "PCA" and str(grids["single_projection"]) == "latent"
+
+
+def test_snapshots_are_drawn_from_and_leave_the_model_as_the_last(net, x_small, small, tmp_path):
+    before, weights = [variable.numpy() for variable in net.variables], {}
+    for epoch, shift in ((1, 1.0), (3, 0.0)):
+        net.decoder[0].head.bias.assign_add(np.full(12, shift))
+        weights[epoch] = tmp_path / f"{epoch}.weights.h5"
+        net.save_weights(weights[epoch])
+        net.decoder[0].head.bias.assign_sub(np.full(12, shift))
+    shown = posterior.snapshot_arrays(net, weights, x_small, np.arange(60) % 10)
+    assert list(shown["snapshot_epoch"]) == [1, 3]
+    assert shown["snapshot_prior_samples"].shape == (2, 100, 12)
+    assert np.all(shown["snapshot_prior_samples"][0] > shown["snapshot_prior_samples"][1])
+    assert shown["snapshot_grid_log_density"].shape == (2, 5, 2, 11, 11)
+    for variable, value in zip(net.variables, before, strict=True):
+        np.testing.assert_allclose(variable.numpy(), value, atol=1e-6)
+
+
+def test_a_plot_is_drawn_of_runs_that_all_have_its_arrays():
+    every, some = {"epoch": 0, "grid_k": 0}, {"epoch": 0}
+    assert "manifold" in applicable(PLOTS, {"a": every, "b": every})
+    left = applicable(PLOTS, {"a": every, "b": some})
+    assert "manifold" not in left and "unit_kl" in left and "aggregate_over_training" not in left
