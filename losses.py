@@ -78,9 +78,11 @@ def split_groups(log_w, groups):
 def normalized_weights(log_w):
     """Importance weights that sum to 1 over k (w-tilde of Burda et al. 2016, eq. 14).
 
-    log_w: [k, batch] -> [k, batch].
+    A sample at -inf weighs nothing. Where all are, none is better than another: each weighs 1/k, and the bound of -inf
+    tells that they are impossible. log_w: [k, ..] -> [k, ..].
     """
-    return tf.nn.softmax(log_w, axis=0)
+    impossible = tf.reduce_all(tf.equal(log_w, -float("inf")), axis=0)
+    return tf.nn.softmax(tf.where(impossible, tf.zeros_like(log_w), log_w), axis=0)
 
 
 def group_weights(log_w, groups):

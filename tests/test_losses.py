@@ -227,24 +227,44 @@ def test_extreme_log_weights_give_finite_bounds_and_weights(name, dtype, case):
     assert np.isfinite(jackknife(tf.constant(log_w)).numpy())
 
 
+IMPOSSIBLE_BOUNDS = {"vae": (1, 2), "ciwae": (1, 2), "miwae": (2,), "miwae_dreg": (2,)}
+
+
 @each_objective
-def test_one_impossible_sample_leaves_bound_and_weights_finite(name):
-    """-inf is a sample of weight 0. The ELBO alone, an average of logarithms, is -inf then, and so is what holds it."""
-    bound, *weights = evaluate(name, np.array([[-3.0], [-np.inf], [-2.0], [-1.0]]))
-    assert all(np.all(np.isfinite(weight)) for weight in weights)
-    assert bound == -np.inf if name in ("vae", "ciwae") else np.isfinite(bound)
-    if name not in ("vae", "ciwae"):
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("impossible", [1, 2], ids=["one sample", "one group"])
+def test_impossible_samples_leave_every_weight_finite(name, dtype, impossible):
+    """-inf is a sample of weight 0; a bound is -inf where it averages logarithms one of which is."""
+    log_w = np.array([[-3.0], [-1.0], [-2.0], [-1.0]], dtype)
+    log_w[1 : 2 * impossible : 2] = -np.inf  # samples 1 and 3 are the second group
+    bound, *weights = evaluate(name, log_w)
+    assert np.isfinite(weights).all()
+    assert bound == -np.inf if impossible in IMPOSSIBLE_BOUNDS.get(name, ()) else np.isfinite(bound)
+    np.testing.assert_allclose(weights[0].sum(), 1, rtol=1e-6)
+    if name not in ("vae", "ciwae") and bound > -np.inf:
         assert weights[0][1] == 0
-    assert np.isfinite(evaluate("ciwae", np.array([[-3.0], [-np.inf]]), beta=0)[0])
-    assert np.isfinite(jackknife(tf.constant([[-3.0], [-np.inf], [-2.0]])).numpy())
+    assert np.isfinite(jackknife(tf.constant(log_w)).numpy())
 
 
 @each_objective
 @pytest.mark.parametrize("value", [-np.inf, np.nan])
 def test_nothing_but_impossible_samples_is_not_hidden(name, value):
-    bounds = evaluate(name, np.array([[value, -1.0]] * 4))[0]
-    assert not np.isfinite(bounds[0]) and np.isfinite(bounds[1])
+    """The bound tells; the weights of -inf stay finite, so that no NaN of theirs names another culprit."""
+    bound, *weights = evaluate(name, np.array([[value, -1.0]] * 4))
+    assert not np.isfinite(bound[0]) and np.isfinite(bound[1])
+    assert np.isfinite(weights).all() == (value == -np.inf or name == "vae")
     assert not np.isfinite(jackknife(tf.constant([[value]] * 4, tf.float32)).numpy())
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "end"),
+    [("ciwae", {"beta": 0}, "iwae"), ("miwae", {"groups": 1}, "iwae"), ("miwae", {"groups": 4}, "vae")]
+    + [("piwae", {"groups": 1}, "iwae"), ("miwae_dreg", {"groups": 1}, "dreg"), ("vr", {"alpha": 0}, "iwae")],
+)
+def test_ends_meet_where_a_sample_is_impossible(name, keywords, end):
+    log_w = np.array([[-3.0], [-np.inf], [-2.0], [-1.0]])
+    for ours, theirs in zip(evaluate(name, log_w, **keywords), evaluate(end, log_w), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 @each_objective
