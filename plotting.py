@@ -558,7 +558,11 @@ NEEDS |= {"prior_samples_in_training": "snapshot_epoch", "posterior_in_training"
 
 def applicable(plots, runs):
     """The plots of a table for which every run has the arrays."""
-    return {name: plot for name, plot in plots.items() if all(NEEDS.get(name, "epoch") in a for a in runs.values())}
+    return {
+        name: plot
+        for name, plot in plots.items()
+        if name not in NEEDS or all(NEEDS[name] in arrays for arrays in runs.values())
+    }
 
 
 COMPARISONS = {function.__name__: function for function in (nll_differences,)}

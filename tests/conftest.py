@@ -35,3 +35,13 @@ def uncompiled():
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def small_posteriors(monkeypatch):
+    """Samples and grids of the figures of posteriors as small as they go."""
+    import posterior
+
+    sizes = {"POOL": 200, "SIDE": 11, "WIDE_SIDE": 21, "CANDIDATES": 20, "BOUND_IMAGES": 20, "BOUND_KS": (1, 50)}
+    for name, value in sizes.items():
+        monkeypatch.setattr(posterior, name, value)

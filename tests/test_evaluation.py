@@ -9,7 +9,8 @@ import evaluation
 from evaluation import bounds, comparison_table, figure_arrays, log_likelihood, mean_bound, unit_variances
 from losses import OBJECTIVES, build_objective
 from models import fold_seed, random_normal
-from plotting import PLOTS
+from plotting import NEEDS, PLOTS, applicable
+from posterior import posterior_arrays
 
 
 def log_weights(model, x, k, seed):
@@ -157,19 +158,23 @@ def test_principal_components(units):
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("labelled", [True, False])
-def test_figure_arrays_feed_every_plot(small_net, x_small, layers, labelled):
+def test_figure_arrays_feed_every_plot(small_net, x_small, layers, labelled, small_posteriors, uncompiled):
     labels = np.arange(60) % 3 if labelled else None
     arrays = figure_arrays(small_net(layers), x_small, x_small, labels)
     log = {"epoch": np.arange(1, 3), "bound_train": -np.ones(2), "bound_validation": -np.ones(2)}
+    arrays |= posterior_arrays(small_net(layers), x_small, x_small, labels)
     arrays |= log | {
         "image_shape": np.array([3, 4]),
         "split": np.array("test"),
         "log_likelihoods": -np.arange(60.0),
         "k_evaluation": np.array(5),
+        "extreme_x_mean": x_small[:4],
     }
     assert len(arrays["x"]) == (3 if labelled else 10)
     assert f"unit_variance_{layers}" in arrays and f"unit_variance_{layers + 1}" not in arrays
-    for plot in PLOTS.values():
+    plots = applicable(PLOTS, {"run": arrays})
+    assert {*PLOTS} - {*NEEDS} <= {*plots}
+    for plot in plots.values():
         plot({"run": arrays})
 
 

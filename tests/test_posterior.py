@@ -111,15 +111,7 @@ def test_bound_curve_rises_to_the_streaming_bound(net, x_small, monkeypatch, unc
     assert curve[-1].mean() == pytest.approx(posterior.bounds(net, x_small[:20], 1000, seed=5)[0].mean(), abs=0.05)
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """Every size as small as it goes."""
-    sizes = {"POOL": 200, "SIDE": 11, "WIDE_SIDE": 21, "CANDIDATES": 20, "BOUND_IMAGES": 20, "BOUND_KS": (1, 50)}
-    for name, value in sizes.items():
-        monkeypatch.setattr(posterior, name, value)
-
-
-def test_any_net_has_samples_and_grids_are_for_two_units_alone(net, small_net, x_small, small, uncompiled):
+def test_any_net_has_samples_and_grids_are_for_two_units_alone(net, small_net, x_small, small_posteriors, uncompiled):
     labels = np.arange(60) % 10
     grids = posterior.posterior_arrays(net, x_small, x_small, labels)
     samples = posterior.posterior_arrays(small_net(2), x_small, x_small, labels)
@@ -131,7 +123,7 @@ def test_any_net_has_samples_and_grids_are_for_two_units_alone(net, small_net, x
     assert str(samples["single_projection"]) == "PCA" and str(grids["single_projection"]) == "latent"
 
 
-def test_snapshots_are_drawn_from_and_leave_the_model_as_the_last(net, x_small, small, tmp_path):
+def test_snapshots_are_drawn_from_and_leave_the_model_as_the_last(net, x_small, small_posteriors, tmp_path):
     before, weights = [variable.numpy() for variable in net.variables], {}
     for epoch, shift in ((1, 1.0), (3, 0.0)):
         net.decoder[0].head.bias.assign_add(np.full(12, shift))
@@ -148,7 +140,7 @@ def test_snapshots_are_drawn_from_and_leave_the_model_as_the_last(net, x_small, 
 
 
 def test_a_plot_is_drawn_of_runs_that_all_have_its_arrays():
-    every, some = {"epoch": 0, "grid_k": 0}, {"epoch": 0}
+    every, some = {"grid_k": 0}, {}
     assert "manifold" in applicable(PLOTS, {"a": every, "b": every})
     left = applicable(PLOTS, {"a": every, "b": some})
     assert "manifold" not in left and "unit_kl" in left and "aggregate_over_training" not in left
