@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import canvas
 import command_line
 import datasets_download
 import diagnostics
@@ -55,9 +56,10 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def small_figures():
-    """A hundredth of the samples and cells that the figures of posteriors have."""
+    """A hundredth of the samples and cells that the figures of posteriors have, and a tenth of the pixels of all."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for name, value in {"POOL": 200, "SIDE": 11, "WIDE_SIDE": 21, "BOUND_KS": (1, 50)}.items():
+        monkeypatch.setattr(canvas, "DPI", 50)
+        for name, value in {"POOL": 200, "SIDE": 7, "WIDE_SIDE": 9, "BOUND_KS": (1, 50)}.items():
             monkeypatch.setattr(posterior, name, value)
         yield
 
@@ -563,7 +565,7 @@ def test_option_changes_the_training(run, tmp_path, options, compiled, iwae, tin
     assert [first, last] != log_of(iwae) and not np.allclose(weights(folder), weights(iwae), atol=1e-3)
 
 
-def test_continuous_data_without_labels(run, tmp_path, tiny):
+def test_continuous_data_without_labels(run, tmp_path, tiny, uncompiled):
     """Grey images as they are, a Gaussian likelihood whose standard deviation is learned; plots of it too."""
     with np.load(tiny) as arrays:
         np.savez(tmp_path / "bare.npz", **{key: arrays[key] for key in datasets_download.X_KEYS})
