@@ -334,8 +334,8 @@ def interpolation(runs):
         rows[run] = np.concatenate([ends[:, :1], arrays["interpolation"], ends[:, 1:]], axis=1)
     caption = (
         "First and last column: the images. Between them: decoder means at equal steps from E[z_1 | x] of the one "
+        "to that of the other."
     )
-    caption += "to that of the other."
     shape, columns = image_shape_of(runs), steps + 2
     height = 0.4 + pairs * cell_height(shape) * (WIDTH - 0.2) / columns_of(len(runs)) / columns
     figure, panels = panels_of(runs, "Interpolation through the latent space", caption, height)
@@ -548,7 +548,7 @@ PLOTS = {
 NEEDS = dict.fromkeys(("posterior_side_by_side", "posterior_of_one_input", "manifold"), "grid_k")
 NEEDS |= {"aggregate_over_training": "snapshot_posterior_samples"}
 
-GRIDS = ("grid_centre", "grid_half", "grid_log_density", "grid_kl")
+GRIDS = ("grid_centre", "grid_half", "grid_log_density", "grid_kl", "grid_mass")
 ANIMATIONS = {
     "prior_samples_in_training": in_training(prior_samples, ["prior_samples"]),
     "posterior_in_training": in_training(posterior_side_by_side, GRIDS),

@@ -44,12 +44,12 @@ def posterior_of_one_input(runs):
     rows = [(run, arrays, i) for run, arrays in runs.items() for i in shown]
     arrays = rows[0][1]
     names = ["true posterior", "q(z | x) = q_ew, k = 1", *(f"q_ew, k = {k}" for k in arrays["grid_k"][1:])]
-    caption = "q_ew: importance-weighted posterior, of which sampling-importance-resampling from k samples of q draws. "
-    caption += "Lines: the smallest areas that hold 50 % and 95 % of a density; dashed: those of the true posterior. "
-    caption += (
+    caption = (
+        "q_ew: importance-weighted posterior, of which sampling-importance-resampling from k samples of q draws. "
+        "Lines: the smallest areas that hold 50 % and 95 % of a density; dashed: those of the true posterior. "
         "Shade: the density, on one scale in a row. Dots: samples. KL(· ‖ p) in nats, on the square that is drawn, "
+        "which holds the share of the density that is named."
     )
-    caption += "which holds the share of the density that is named."
     title = "The posterior of a single image, and what k samples of q make of it"
     figure = new_figure(title, caption, 0.9 + 2.2 * len(rows))
     widths = [0.75] + [1] * len(names)
@@ -73,20 +73,23 @@ def posterior_side_by_side(runs):
     """True posteriors of the same images under several nets, and each net's q, a row per run.
 
     Reads split, image_shape [2], grid_x [n, features], grid_index [n], grid_share [s], grid_centre [n, 2],
-    grid_half [n], grid_log_density [n, 2 or more, side, side], grid_kl [n, 2 or more]; n - s images are the same.
+    grid_half [n], grid_log_density [n, 2 or more, side, side], grid_kl and grid_mass [n, 2 or more]; n - s images are
+    the same.
     """
     first = next(iter(runs.values()))
     count = len(first["grid_index"]) - len(first["grid_share"])
     caption = (
         "Blue: the true posterior p(z | x) of the image above. Red: the encoder's q(z | x). Lines: the smallest areas "
+        "that hold 50 % and 95 % of each. Every panel has a square of its own. KL(q ‖ p) in nats, on the square, "
+        "which holds the share of q that is named."
     )
-    caption += "that hold 50 % and 95 % of each. Every panel has a square of its own. KL(q ‖ p) in nats."
     figure = new_figure(f"Posteriors of the same {split_of(runs)} images", caption, 1.8 + 1.9 * len(runs))
     panels = figure.subplots(1 + len(runs), count, squeeze=False, height_ratios=[0.55] + [1] * len(runs))
     for axes, image in zip(panels[0], first["grid_x"], strict=False):
         _thumbnail(axes, image, image_shape_of(runs))
     for row, (run, arrays) in zip(panels[1:], runs.items(), strict=True):
-        name_row(row, run, [f"KL {kl:.3g}" for kl in arrays["grid_kl"][:count, 1]])
+        measures = zip(arrays["grid_kl"][:count, 1], arrays["grid_mass"][:count, 1], strict=True)
+        name_row(row, run, [f"KL {kl:.3g}, {min(mass, 1):.0%} of q" for kl, mass in measures])
         for i, axes in enumerate(row):
             _density(axes, arrays, i, 0)
             _contours(axes, arrays, i, 1, colors=OTHER, linewidths=1.4)
@@ -151,8 +154,8 @@ def bound_against_k(runs):
     first = next(iter(runs.values()))
     caption = (
         f"Means over {first['bound_images']} {split_of(runs)} images; bands: ± one standard error over images, which "
+        "the runs share. L_1 is the ELBO; L_k rises towards log p(x)."
     )
-    caption += "the runs share. L_1 is the ELBO; L_k rises towards log p(x)."
     figure = new_figure("The bound L_k against the number of samples", caption, 4 + 0.2 * len(runs))
     axes = figure.subplots()
     for i, (run, arrays) in enumerate(runs.items()):
@@ -175,8 +178,8 @@ def log_weights(runs):
     """
     caption = (
         "In nats. Solid line: the mean of log w, the ELBO. Dashed: log of the mean of w, the estimate of log p(x). "
+        "Between them lies KL(q ‖ p): few weights at the right make the sum."
     )
-    caption += "Between them lies KL(q ‖ p): few weights at the right make the sum."
     figure, panels = _image_panels(runs, "Log importance weights of single images", caption, 2.1)
     for row, arrays in zip(panels, runs.values(), strict=True):
         for axes, log_w in zip(row, np.float64(arrays["single_log_w"]), strict=True):
@@ -198,8 +201,8 @@ def posterior_samples(runs):
     k = next(iter(runs.values()))["single_k"]
     caption = (
         f"z_1, the layer nearest the data. Blue: one of each {k} samples of q, drawn by its weight, in place of the "
+        "posterior. Red: q(z_1 | x). PCA: of the active units of both together, image by image."
     )
-    caption += "posterior. Red: q(z_1 | x). PCA: of the active units of both together, image by image."
     figure, panels = _image_panels(runs, "Posterior of single images by resampling, beside q", caption, 2.9)
     for row, arrays in zip(panels, runs.values(), strict=True):
         for i, axes in enumerate(row):

@@ -9,16 +9,14 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from evaluation import ACTIVE_THRESHOLD, SAMPLES_AT_ONCE, bounds, map_images, principal_components, shown_images
-from losses import log_mean_exp
+from losses import gather_samples, log_mean_exp, normalized_weights, resample
 from models import split_seed
 
 KS = (1, 10, 100)  # samples of the importance-weighted posteriors; at 1 it is q itself
 POOL = 20_000  # importance samples of each input
 AVERAGED = 500  # at most so many draws of the other k - 1 samples make the mean that q_ew is
-WIDE, WIDE_SIDE = (
-    6.0,
-    201,
-)  # the square that holds the whole posterior, in standard deviations of the prior, and its cells
+WIDE = 6.0  # half the side of the square that holds the whole posterior, in standard deviations of the prior
+WIDE_SIDE = 201  # cells along its side
 SIDE = 121  # cells along a side of the square that is shown
 MASS = 0.999  # of the posterior, by highest density, that the square shown holds
 CANDIDATES = 200  # images among which those of unusual and of usual KL(q || p) are looked for
@@ -62,9 +60,9 @@ def resampled(z, log_w, k, seed=0):
     z: [count, n, units], log_w: [count, n] -> [count // k, n, units].
     """
     groups, n = len(log_w) // k, log_w.shape[1]
-    gumbel = np.random.default_rng(seed).gumbel(size=(groups, k, n))
-    chosen = np.argmax(log_w[: groups * k].reshape(groups, k, n) + gumbel, axis=1)
-    return np.take_along_axis(z[: groups * k].reshape(groups, k, n, -1), chosen[:, None, :, None], axis=1)[:, 0]
+    weights = normalized_weights(log_w[: groups * k].reshape(k, groups * n))
+    chosen = resample(weights, 1, np.float32(np.random.default_rng(seed).random(groups * n)))
+    return gather_samples(z[: groups * k].reshape(k, groups * n, -1), chosen).numpy().reshape(groups, n, -1)
 
 
 def square(centre, half, side):
@@ -81,8 +79,11 @@ def densities_block(model):
     @tf.function(jit_compile=True, reduce_retracing=True)
     def block(x, grid):
         q = model.encode(x)
-        both = lambda z: (model.log_joint(x, [z]), model.log_q_z_given_x(q, [z]))  # noqa: E731
-        return tf.map_fn(both, grid, fn_output_signature=(tf.float32, tf.float32))
+
+        def row(z):
+            return model.log_joint(x, [z]), model.log_q_z_given_x(q, [z])
+
+        return tf.map_fn(row, grid, fn_output_signature=(tf.float32, tf.float32))
 
     return block
 

@@ -334,6 +334,16 @@ def test_silent_server_is_given_up(tiny, server, place, monkeypatch):
         assert time.monotonic() - start < 10
 
 
+def test_any_thread_may_download(tiny, server, place):
+    """Though no signal, which the limit on time is, reaches any but the main one."""
+    tiny("mnist")
+    found = []
+    other = threading.Thread(target=lambda: found.append(load_dataset("mnist", place)))
+    other.start()
+    other.join()
+    assert len(found[0].x_train) == 10
+
+
 def test_size_is_limited_for_a_source_not_a_file(tiny, server, place):
     tiny("mnist", sources=(f"{server.url}/a/*.gz",))
     for path in list(server.answers)[:2]:

@@ -386,7 +386,8 @@ def test_posterior_side_by_side_holds_the_images_that_runs_share():
     for row, arrays in zip(panels[1:], runs.values(), strict=True):
         for i, axes in enumerate(row):
             assert np.array_equal(axes.images[0].get_array(), np.exp(arrays["grid_log_density"][i, 0]))
-            assert f"KL {arrays['grid_kl'][i, 1]:.3g}" in axes.get_title(loc="left")
+            held = min(arrays["grid_mass"][i, 1], 1)
+            assert f"KL {arrays['grid_kl'][i, 1]:.3g}, {held:.0%} of q" in axes.get_title(loc="left")
 
 
 def test_aggregate_posterior_over_training_holds_the_epochs_that_all_runs_kept():
