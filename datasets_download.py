@@ -96,7 +96,7 @@ def parse_omniglot(contents: dict[str, bytes]) -> dict[str, np.ndarray]:
     """23,000 / 1,345 / 8,070 float32 images: probabilities in [0, 1], not to be divided by 255.
 
     The training images are permuted with the authors' seed, then the last 1,345 are validation. The label
-    is the alphabet (0..49), one-hot [50, n] in the file.
+    is the alphabet (0..49), one-hot [50, n] in the file. The digest comes first: loadmat may crash on damaged bytes.
     """
     from scipy.io import loadmat
 

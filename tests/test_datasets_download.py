@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hypothesis_numpy
 from scipy.io import savemat
 
 import datasets_download
@@ -544,6 +545,18 @@ def mat(x):
     return file.getvalue()
 
 
+MAT = mat(np.eye(784, 4))
+
+
+def read_mat(data):
+    """As a download is read: scipy's loadmat crashes Python on some damaged files, so that digests come first."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "chardata.mat").write_bytes(data)
+        recipe = DATASETS["omniglot"]._replace(files={"chardata.mat": downloads.digest(MAT, "sha256")}, sources=())
+        contents = downloads.fetch("omniglot", recipe, Path(folder), Path(folder))
+    return datasets_download.parse_omniglot(contents)["x_test"]
+
+
 def npz(x):
     file = io.BytesIO()
     np.savez_compressed(file, **{key: x for key in datasets_download.X_KEYS})
@@ -559,7 +572,7 @@ def read_npz(data):
 READERS = {  # bytes of a good file, its reader, what that gives
     "idx": (idx(np.arange(12).reshape(2, 2, 3)), datasets_download.parse_idx, np.arange(12).reshape(2, 2, 3)),
     "amat": (amat(np.eye(2, 784, dtype=int)), datasets_download.parse_amat, 255 * np.eye(2, 784).reshape(2, 28, 28)),
-    "mat": (mat(np.eye(784, 4)), lambda data: datasets_download.parse_omniglot({"chardata.mat": data})["x_test"], None),
+    "mat": (MAT, read_mat, None),
     "npz": (npz(np.uint8([[0, 255], [7, 8]])), read_npz, np.array([[0, 255], [7, 8]])),
 }
 EDITS = st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=8), st.integers(0, 8)), max_size=4)
@@ -597,6 +610,19 @@ def test_readers_refuse_or_read(kind, edits, end):
 @given(edits=EDITS, end=st.sampled_from([1.0, 1.0, 0.999, 0.5, 0.0]))
 def test_readers_refuse_or_read_10_000_times(kind, edits, end):
     check_reader(kind, edits, end)
+
+
+ANY_ARRAY = hypothesis_numpy.arrays(st.sampled_from(["f8", "f4", "u1", "i4", "U2"]), hypothesis_numpy.array_shapes())
+ANY_MAT = st.dictionaries(st.sampled_from(["data", "testdata", "target", "testtarget", "other"]), ANY_ARRAY)
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrays=ANY_MAT)
+def test_a_whole_mat_file_of_anything_is_refused(arrays):
+    file = io.BytesIO()
+    savemat(file, arrays)
+    with pytest.raises(DatasetError, match="chardata.mat cannot be read as OMNIGLOT"):
+        datasets_download.parse_omniglot({"chardata.mat": file.getvalue()})
 
 
 def test_git_blob_digest():
