@@ -1,108 +1,122 @@
-"""Of a trained net: how good the importance weights are, and every estimator's gradient."""
-
-import math
+"""Of a trained net: how good the importance weights and bounds are, and every estimator's gradient."""
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from evaluation import IMAGES_AT_ONCE, SAMPLES_AT_ONCE, map_images
-from losses import effective_sample_size, normalized_weights
+from losses import effective_sample_size, iwae_bound, jackknife, normalized_weights
+from models import fold_seed
 
-WEIGHT_KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # at which the importance weights are diagnosed
+WEIGHT_KS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)  # at which weights and bounds are diagnosed: the jackknife needs 2
 WEIGHT_IMAGES = 1000  # of the images; ten times as many would move the means by less than a line's width
 GRADIENT_KS = (2, 8, 32, 128)  # at which the gradients are: even, for objectives with two groups
-REPLICATES = 200  # gradients drawn on one minibatch, an even number
+GRADIENT_IMAGES = 20  # each by itself
+REPLICATES = 200  # gradients drawn of each image
 
 
 def weight_quality(model, x, ks, seed=0):
-    """Effective sample size, and largest normalized weight, of the first k samples: means over images, two [ks].
+    """Effective sample size, largest normalized weight, L_k and its jackknife, of the first k samples.
 
-    x: [n, features] as fed to the encoder; ks: numbers of samples.
+    x: [n, features] as fed to the encoder; ks: numbers of samples, 2 or more. Returns means over images, [4, ks].
     """
+
+    def measures(log_w):
+        largest = tf.reduce_max(normalized_weights(log_w), axis=0)
+        return tf.stack([effective_sample_size(log_w), largest, iwae_bound(log_w), jackknife(log_w)], axis=1)
 
     @tf.function(jit_compile=True)
     def block(images, seed):
         log_w = model.log_weights(images, max(ks), seed)
-        largest = [tf.reduce_max(normalized_weights(log_w[:k]), axis=0) for k in ks]
-        return tf.stack([effective_sample_size(log_w[:k]) for k in ks], axis=1), tf.stack(largest, axis=1)
+        return tf.stack([measures(log_w[:k]) for k in ks], axis=2)
 
     size = max(1, IMAGES_AT_ONCE * SAMPLES_AT_ONCE // max(ks))
-    return [part.mean(axis=0, dtype=np.float64) for part in map_images(block, x, seed, size, "importance weights")]
+    return map_images(block, x, seed, size, "importance weights").mean(axis=0, dtype=np.float64)
 
 
-def moments(draw, replicates):
-    """Means of the even and of the odd replicates [2, ..], and their variance [..]: of draw(0), draw(1), .. [..]."""
-    sums = squares = 0
-    for i in tqdm(range(replicates // 2), desc="gradients", leave=False):
-        pair = np.stack([draw(2 * i), draw(2 * i + 1)]).astype(np.float64)
-        sums, squares = sums + pair, squares + np.sum(pair**2, axis=0)
-    return sums / (replicates // 2), (squares - sums.sum(axis=0) ** 2 / replicates) / (replicates - 1)
+def squared_length(total, squares, replicates):
+    """Squared length of a mean vector without the part that its noise has in it, hence unbiased; and the variance.
 
-
-def signal_to_noise(means, variance):
-    """|mean| / standard deviation of each parameter's gradient, averaged over parameters (Rainforth et al. 2018).
-
-    Parameters that no replicate moves (pixels that are black in all images) do not count. Where there is no signal
-    at all the ratio is not 0 but sqrt(2 / (pi replicates)). means: [2, .., parameters]; variance: [.., parameters].
+    total: [.., parameters], sum of the replicates; squares: [..], sum of their squared lengths. The variance is the sum
+    over parameters. Two tensors [..].
     """
-    moves = variance > 0
-    ratio = np.divide(np.abs(means.mean(axis=0)), np.sqrt(variance), out=np.zeros_like(variance), where=moves)
-    return ratio.sum(axis=-1) / moves.sum(axis=-1)
+    plain = tf.reduce_sum((total / replicates) ** 2, axis=-1)
+    variance = (squares - replicates * plain) / (replicates - 1)
+    return plain - variance / replicates, variance
 
 
-def squared_bias(means, targets):
-    """Squared distance of an estimator's mean gradient from its target's, relative to the target's squared length.
+def gradient_moments(model, gradients, estimators, targets, x, k, replicates, seed=0):
+    """Of each estimator's gradient on each image by itself: squared length of the mean, variance, squared bias.
 
-    The product of two independent halves, which is unbiased: where there is no bias it scatters about 0.
-    means: [2, estimators, parameters]; targets: [estimators], the index of each one's target.
-    """
-    difference = means - means[:, targets]
-    return np.prod(difference, axis=0).sum(axis=-1) / np.prod(means, axis=0).sum(axis=-1)[targets]
-
-
-def gradient_quality(model, gradients, estimators, targets, x, k, replicates=REPLICATES, seed=0):
-    """Of each estimator's gradient on one minibatch: signal-to-noise ratio, variance and squared bias.
-
-    Replicates differ in the noise of z alone, which all estimators share. The variance is the sum over parameters.
-    The bias is that against an estimator's own target (`losses.TARGETS`): the reparameterised gradient of the same
-    bounds at the same k, so it tells what leaving out the score costs; other rows are their own targets, with bias 0.
+    Replicates differ in the noise of z alone, which all estimators share. The bias is that against an estimator's own
+    target (`losses.TARGETS`): the reparameterised gradient of the same bounds at the same k, so it tells what leaving
+    out the score costs; other rows are their own targets, with bias 0.
 
     gradients: `training.gradients`; estimators: functions of log_w; targets: [estimators], an index for each; x:
-    [batch, features] as fed to the encoder. Returns [3, estimators, 2]: encoder, then decoder.
+    [n, features] as fed to the encoder. Returns [n, 3, estimators, 2]: encoder, then decoder.
     """
+    variables = [model.phi, model.theta]
+    sizes = [sum(variable.shape.num_elements() for variable in part) for part in variables]
+
+    def errors(parts):
+        return [part - tf.gather(part, targets) for part in parts]
+
+    def draw(image, seed):
+        ascents = [gradients(model, estimator, image, k, seed)[1] for estimator in estimators]
+        flat = [tf.concat([tf.reshape(gradient, [-1]) for gradient in ascent], axis=0) for ascent in ascents]
+        return tf.split(tf.stack(flat), sizes, axis=1)
 
     @tf.function(jit_compile=True)
-    def every_gradient(seed):
-        ascents = [gradients(model, estimator, x, k, seed)[1] for estimator in estimators]
-        return tf.stack([tf.concat([tf.reshape(part, [-1]) for part in ascent], axis=0) for ascent in ascents])
+    def moments(image, seed):
+        totals, squares = [tf.zeros([len(estimators), size]) for size in sizes], tf.zeros([4, len(estimators)])
+        for i in tf.range(replicates):
+            drawn = draw(image, fold_seed(seed, i))
+            totals = [total + part for total, part in zip(totals, drawn, strict=True)]
+            squares += tf.stack([tf.reduce_sum(part**2, axis=1) for part in drawn + errors(drawn)])
+        sums = zip(totals + errors(totals), tf.unstack(squares), strict=True)
+        lengths, variances = zip(*[squared_length(*each, replicates) for each in sums], strict=True)
+        return tf.stack([tf.stack(each, axis=1) for each in (lengths[:2], variances[:2], lengths[2:])])[None]
 
-    means, variance = moments(lambda i: every_gradient(tf.constant([seed, i])).numpy(), replicates)
-    encoder = sum(math.prod(variable.shape) for variable in model.phi)
-    parts = [(means[..., part], variance[..., part]) for part in (slice(encoder), slice(encoder, None))]
-    measures = [(signal_to_noise(m, v), v.sum(axis=-1), squared_bias(m, targets)) for m, v in parts]
-    return np.stack(measures, axis=-1)
+    return map_images(moments, x, seed, 1, f"gradients at k = {k}")
 
 
-def diagnostic_arrays(model, gradients, estimators, targets, x, batch, seed=0):
+def gradient_quality(moments, targets):
+    """Signal-to-noise ratio, variance and relative squared bias of gradients, from `gradient_moments` of images.
+
+    The ratio is that of the whole gradient: length of its mean over the root of its variance. (That of each parameter
+    by itself, averaged as in Rainforth et al. 2018, has a floor of noise. McCandlish et al. 2018 call this ratio's
+    inverse square the simple noise scale.) Ratio and variance are medians over images, few of which, poorly encoded,
+    would else drown the others; low and high are the notches of a box plot (McGill et al. 1978): medians beyond each
+    other's differ, at 95 %. Squared bias is a ratio of sums over images, to the squared length of the target's mean.
+    Returns {name: [estimators, 2]}.
+    """
+    length, variance, bias = np.float64(moments).swapaxes(0, 1)
+    first, median, third = np.quantile(length / variance, (0.25, 0.5, 0.75), axis=0)
+    notch = 1.57 * (third - first) / np.sqrt(len(length))
+    ratios = np.sqrt(np.maximum([median, median - notch, median + notch], 0))
+    names = ("gradient_snr", "gradient_snr_low", "gradient_snr_high", "gradient_variance", "gradient_squared_bias")
+    relative_bias = bias.sum(axis=0) / length.sum(axis=0)[targets]
+    return dict(zip(names, (*ratios, np.median(variance, axis=0), relative_bias), strict=True))
+
+
+def diagnostic_arrays(model, gradients, estimators, targets, x, seed=0):
     """The arrays of `plotting.DIAGNOSTICS` that a model, images and estimators make.
 
     estimators: {name: function of log_w}; targets: {name: name of its target}, for those that are not their own.
-    The gradients are those on the first `batch` of the images x [n, features], as fed to the encoder.
+    x: [n, features], as fed to the encoder; the gradients are those on the first of them.
     """
-    names, minibatch = list(estimators), tf.constant(x[:batch])
+    names, images = list(estimators), x[:GRADIENT_IMAGES]
     indices = np.array([names.index(targets.get(name, name)) for name in names])
-    ess, largest = weight_quality(model, x[:WEIGHT_IMAGES], WEIGHT_KS, seed)
-    arguments = (model, gradients, list(estimators.values()), indices, minibatch)
-    measures = np.stack([gradient_quality(*arguments, k, REPLICATES, seed) for k in GRADIENT_KS], axis=-1)
+    weights = weight_quality(model, x[:WEIGHT_IMAGES], WEIGHT_KS, seed)
+    arguments = (model, gradients, list(estimators.values()), indices, images)
+    moments = [gradient_moments(*arguments, k, REPLICATES, seed) for k in GRADIENT_KS]
+    qualities = [gradient_quality(each, indices) for each in moments]
     arrays = {
         "weight_k": WEIGHT_KS,
-        "effective_sample_size": ess,
-        "largest_weight": largest,
+        **dict(zip(("effective_sample_size", "largest_weight", "bound", "jackknife"), weights, strict=True)),
         "target": indices,
         "gradient_k": GRADIENT_KS,
         "replicates": REPLICATES,
-        "minibatch": len(minibatch),
-        **dict(zip(("gradient_snr", "gradient_variance", "gradient_squared_bias"), measures, strict=True)),
+        "gradient_images": len(images),
+        **{name: np.stack([quality[name] for quality in qualities], axis=-1) for name in qualities[0]},
     }
     return {name: np.asarray(array) for name, array in arrays.items()}

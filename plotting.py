@@ -374,50 +374,58 @@ def nll_differences(runs):
 
 
 def importance_weights(runs):
-    """Effective sample size and largest normalized weight against the number of samples k: means over images.
+    """Effective sample size, largest normalized weight and L_k against the number of samples k: means over images.
 
-    Reads weight_k [c], effective_sample_size [c], largest_weight [c].
+    Reads weight_k [c], effective_sample_size [c], largest_weight [c], bound [c], jackknife [c] (nats).
     """
-    caption = "Means over images. Grey: all weights equal, as if q(z | x) were the posterior."
-    figure = new_figure("Importance weights of k samples", caption, 6 + 0.2 * len(runs))
-    panels = figure.subplots(2)
+    caption = (
+        "Means over images. Grey: all weights equal, as if q(z | x) were the posterior. Dashed: L_k less most of its "
+        "bias, by the jackknife; it is no bound. Where it leaves L_k, more samples would raise L_k."
+    )
+    figure = new_figure("Importance weights of k samples", caption, 8 + 0.2 * len(runs))
+    panels = figure.subplots(3)
     for i, (run, arrays) in enumerate(runs.items()):
         k, ess, largest = (arrays[name] for name in ("weight_k", "effective_sample_size", "largest_weight"))
         last = f"{ess[-1]:.3g} effective samples, largest weight {largest[-1]:.2f} at k = {k[-1]}"
         label = run + (": " if len(run) < 40 else ":\n") + last
-        for axes, measure, equal in zip(panels, (ess, largest), (k, 1 / k), strict=True):
+        style = {"color": PALETTE[i % 10], "marker": "o", "markersize": 4}
+        for axes, measure, equal in zip(panels[:2], (ess, largest), (k, 1 / k), strict=True):
             axes.plot(k, equal, color="0.7", linewidth=1.6)
-            axes.plot(k, measure, "o-", color=PALETTE[i % 10], markersize=4, label=label)
-    for axes, name in zip(panels, ("effective sample size", "largest normalized weight"), strict=True):
-        axes.set(xscale="log", yscale="log")
+            axes.plot(k, measure, label=label, **style)
+        panels[2].plot(k, arrays["bound"], **style)
+        panels[2].plot(k, arrays["jackknife"], linestyle=(0, (4, 2)), color=style["color"])
+    names = {"effective sample size": "log", "largest normalized weight": "log", "L_k (nats)": "linear"}
+    for axes, (name, scale) in zip(panels, names.items(), strict=True):
+        axes.set(xscale="log", yscale=scale)
         label_axes(axes, "samples k", name)
     panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=SMALL, borderaxespad=0.2)
     return figure
 
 
 def gradient_snr(runs):
-    """Signal-to-noise ratio of each estimator's gradient against k: |mean| / std, averaged over parameters.
+    """Signal-to-noise ratio of each estimator's gradient against k: length of its mean / root of its variance.
 
-    Reads label [e], target [e], gradient_k [c], gradient_snr [e, 2, c] (encoder, decoder), replicates, minibatch.
+    Reads label [e], target [e], gradient_k [c], gradient_snr, gradient_snr_low and gradient_snr_high [e, 2, c]
+    (encoder, decoder), replicates, gradient_images.
     """
-    ylabel = "|mean| / standard deviation, average over parameters"
-    figure, panels = _gradient_panels(runs, "Signal-to-noise ratio of the gradient", ylabel)
+    title, ylabel = "Signal-to-noise ratio of the gradient", "length of mean / root of variance"
+    how = "Medians over images; bars reach as far as the notches of a box plot."
+    figure, panels = _gradient_panels(runs, title, ylabel, how)
     for row, arrays in zip(panels, runs.values(), strict=True):
-        for axes, values in zip(row, arrays["gradient_snr"].swapaxes(0, 1), strict=True):
-            nothing = np.sqrt(2 / (np.pi * arrays["replicates"]))
-            axes.axhline(nothing, color="0.7", linestyle=":")
-            style = {"textcoords": "offset points", "ha": "left", "va": "bottom", "fontsize": SMALL, "color": "0.35"}
-            axes.annotate("noise alone", (arrays["gradient_k"][0], nothing), (0, 2), **style)
-            _estimator_lines(axes, arrays, values)
+        for part, axes in enumerate(row):
+            ratio, *ends = (arrays[f"gradient_snr{end}"][:, part] for end in ("", "_low", "_high"))
+            _estimator_lines(axes, arrays, ratio, reach=np.abs(ends - ratio))
     return figure
 
 
 def gradient_variance(runs):
-    """Variance of each estimator's gradient against k, summed over parameters.
+    """Variance of each estimator's gradient against k, summed over parameters: medians over images.
 
-    Reads label [e], target [e], gradient_k [c], gradient_variance [e, 2, c] (encoder, decoder), replicates, minibatch.
+    Reads label [e], target [e], gradient_k [c], gradient_variance [e, 2, c] (encoder, decoder), replicates,
+    gradient_images.
     """
-    figure, panels = _gradient_panels(runs, "Variance of the gradient", "variance, summed over parameters")
+    ylabel = "variance, summed over parameters"
+    figure, panels = _gradient_panels(runs, "Variance of the gradient", ylabel, "Medians over images.")
     for row, arrays in zip(panels, runs.values(), strict=True):
         for axes, values in zip(row, arrays["gradient_variance"].swapaxes(0, 1), strict=True):
             _estimator_lines(axes, arrays, values)
@@ -428,10 +436,11 @@ def gradient_bias(runs):
     """Squared bias of the encoder's gradient, by estimators without a score term, against k: about 0 if there is none.
 
     Reads label [e], target [e], gradient_k [c], gradient_squared_bias [e, 2, c] (encoder, decoder), replicates,
-    minibatch.
+    gradient_images.
     """
     title = "Bias of gradients without a score term: the unbiased scatter about 0"
-    figure, panels = _gradient_panels(runs, title, "squared bias / squared length of the right mean", ("encoder",))
+    ylabel = "squared bias / squared length of the right mean"
+    figure, panels = _gradient_panels(runs, title, ylabel, "Sums over images.", ("encoder",))
     for (axes,), arrays in zip(panels, runs.values(), strict=True):
         axes.set_yscale("linear")
         axes.axhline(0, color="0.7")
@@ -458,10 +467,10 @@ def step_cost(runs):
     return figure
 
 
-def _gradient_panels(runs, title, ylabel, parts=("encoder", "decoder")):
+def _gradient_panels(runs, title, ylabel, how, parts=("encoder", "decoder")):
     """A Figure of measures against k and its panels [run, part], logarithmic axes."""
     arrays = next(iter(runs.values()))
-    caption = f"{arrays['replicates']} gradients on one minibatch of {arrays['minibatch']} images. "
+    caption = f"{arrays['replicates']} gradients of each of {arrays['gradient_images']} images. {how} "
     caption += "Dashed: without a score term, in the colour of the row whose mean it should have. Equal lines are one."
     figure = new_figure(title, caption, 0.7 + 4.4 * len(runs))
     panels = figure.subplots(len(runs), len(parts), squeeze=False)
@@ -475,8 +484,11 @@ def _gradient_panels(runs, title, ylabel, parts=("encoder", "decoder")):
     return figure, panels
 
 
-def _estimator_lines(axes, arrays, values, same_within=0.0):
-    """A line per estimator, values [e, c] against gradient_k, named at its right end; equal lines are one."""
+def _estimator_lines(axes, arrays, values, same_within=0.0, reach=None):
+    """A line per estimator, values [e, c] against gradient_k, named at its right end; equal lines are one.
+
+    reach: [2, e, c], how far bars go below and above the values.
+    """
     k, lines = arrays["gradient_k"], {}
     colours = dict(zip(np.unique(arrays["target"]), PALETTE, strict=False))
     for i in np.flatnonzero(np.isfinite(values).all(axis=1)):
@@ -484,7 +496,8 @@ def _estimator_lines(axes, arrays, values, same_within=0.0):
         lines.setdefault(same, []).append(arrays["label"][i])
     for i in lines:
         style = "-" if arrays["target"][i] == i else (0, (4, 2))
-        axes.plot(k, values[i], marker="o", markersize=3, linestyle=style, color=colours[arrays["target"][i]])
+        bars = {"elinewidth": 0.8, "yerr": None if reach is None else reach[:, i]}
+        axes.errorbar(k, values[i], marker="o", markersize=3, ls=style, color=colours[arrays["target"][i]], **bars)
     axes.set_ylim(axes.get_ylim())
     ends = [(k[-1], values[i][-1]) for i in lines]
     heights = axes.transAxes.inverted().transform(axes.transData.transform(ends))[:, 1]

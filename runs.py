@@ -219,7 +219,7 @@ def diagnose_run(run, others):
     folder, place, parameters, data = run
     model, x = load_model(folder), evaluation_images(parameters, data)
     estimators = {other.objective: objective_of(other) for other in others}
-    arrays = diagnostic_arrays(model, gradients, estimators, TARGETS, x, parameters.batch, EVALUATION_SEED)
+    arrays = diagnostic_arrays(model, gradients, estimators, TARGETS, x, EVALUATION_SEED)
     labels = [
         run_name((other.objective, replace(other, beta=None, groups=None, alpha=None)), other) for other in others
     ]

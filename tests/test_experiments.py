@@ -488,7 +488,7 @@ def test_diagnose_alone(run, alone, monkeypatch, uncompiled):
         run for run in experiments.GROUPS["estimators"] if run.objective in ("iwae", "dreg", "ciwae", "piwae")
     ]
     monkeypatch.setitem(experiments.GROUPS, "estimators", estimators)
-    for name, value in {"WEIGHT_KS": (1, 2), "GRADIENT_KS": (2,), "REPLICATES": 2}.items():
+    for name, value in {"WEIGHT_KS": (2,), "GRADIENT_KS": (2,), "GRADIENT_IMAGES": 2, "REPLICATES": 2}.items():
         monkeypatch.setattr(diagnostics, name, value)
     monkeypatch.setattr(training, "STEPS_TIMED", 1)
     before = contents(alone)

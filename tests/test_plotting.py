@@ -26,17 +26,21 @@ def diagnostics(rng):
     measures = rng.lognormal(size=(3, len(LABELS), 2, 4))
     measures[:, 2, 1] = measures[:, 0, 1] * (1 + 1e-6)
     return {
-        "weight_k": np.array([1, 10, 1000]),
-        "effective_sample_size": np.array([1.0, 3.0, rng.uniform(20, 40)]),
-        "largest_weight": np.array([1.0, 0.6, 0.123]),
+        "weight_k": np.array([2, 10, 1000]),
+        "effective_sample_size": np.array([1.5, 3.0, rng.uniform(20, 40)]),
+        "largest_weight": np.array([0.9, 0.6, 0.123]),
+        "bound": np.array([-95.0, -92.0, rng.uniform(-91, -90)]),
+        "jackknife": np.array([-94.0, -91.5, -90.0]),
         "label": np.array(LABELS),
         "target": TARGETS,
         "gradient_k": np.array([2, 8, 32, 128]),
         "gradient_snr": measures[0],
+        "gradient_snr_low": measures[0] * 0.9,
+        "gradient_snr_high": measures[0] * 1.2,
         "gradient_variance": measures[1],
         "gradient_squared_bias": measures[2] - 1,
         "replicates": np.array(200),
-        "minibatch": np.array(20),
+        "gradient_images": np.array(20),
         "step_k": np.array(8),
         "step_milliseconds": rng.uniform(1, 5, len(LABELS)),
     }
@@ -436,8 +440,11 @@ def test_nll_differences_are_paired_and_to_the_first_run(runs):
 
 
 @each_number
-def test_importance_weights_hold_both_measures_of_every_run(runs):
-    panels = DIAGNOSTICS["importance_weights"](runs).axes
+def test_importance_weights_hold_every_measure_of_every_run(runs):
+    *panels, last = DIAGNOSTICS["importance_weights"](runs).axes
+    for i, arrays in enumerate(runs.values()):
+        assert np.array_equal(last.lines[2 * i].get_ydata(), arrays["bound"])
+        assert np.array_equal(last.lines[2 * i + 1].get_ydata(), arrays["jackknife"])
     for axes, name in zip(panels, ("effective_sample_size", "largest_weight"), strict=True):
         equal, drawn = axes.lines[0::2], axes.lines[1::2]
         for arrays, line in zip(runs.values(), drawn, strict=True):
@@ -460,6 +467,12 @@ def test_gradient_measures_are_drawn_encoder_beside_decoder_and_equal_lines_once
                 assert line.get_color() == lines[shown.index(TARGETS[i])].get_color()
             texts = [text.get_text().replace("\n", " ") for text in axes.texts]
             assert ("iwae, stl" in texts) == (len(shown) < len(LABELS))
+            if name == "gradient_snr":
+                for i, bars in zip(shown, axes.collections, strict=True):
+                    ends = np.array([segment[:, 1] for segment in bars.get_segments()]).T
+                    np.testing.assert_allclose(
+                        ends, [arrays["gradient_snr_low"][i, part], arrays["gradient_snr_high"][i, part]]
+                    )
 
 
 def test_bias_is_drawn_for_estimators_that_have_another_target():
