@@ -12,7 +12,7 @@ import sys
 import tempfile
 from functools import partial
 
-from datasets_download import BINARIZATIONS, DATASETS
+from datasets_download import BINARIZATIONS, DATASETS, own_binarization
 from schedules import PAPER_EPOCHS, SCHEDULES, plan_epochs
 
 OBJECTIVES = ("vae", "iwae", "stl", "dreg", "rws", "rws_dreg", "ciwae", "miwae", "miwae_dreg", "piwae", "vr", "vr_dreg")
@@ -109,7 +109,7 @@ def inconsistencies(p, legal):
         found.append(f"backward_samples = {p.backward_samples}: must be below k = {p.k}, or None for all")
     if not legal("likelihood", "binarization", "dataset"):
         return found
-    binarization = p.binarization or (DATASETS[p.dataset].binarization if p.dataset in DATASETS else "stochastic")
+    binarization = p.binarization or own_binarization(p.dataset)
     if (p.likelihood == "gaussian") != (binarization == "none"):
         found.append(
             f"likelihood = {p.likelihood!r} does not go with binarization = {binarization!r}: "
@@ -141,7 +141,7 @@ def nearest(word, legal):
 
 def unknown(kind, word, legal):
     """A line: what word is not known, the nearest legal one, all legal ones."""
-    return f"no {kind} is called {word!r}{nearest(word, legal)} Legal: {', '.join(legal)}"
+    return f"no {kind} is called {word!r}{nearest(word, legal) or ';'} legal are {', '.join(legal)}"
 
 
 def leave(lines):

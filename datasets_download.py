@@ -256,6 +256,11 @@ def file_of(name: str, datasets_dir: str | Path | None = None) -> Path:
     return Path(datasets_dir or os.environ.get(ENVIRONMENT) or SHIPPED).expanduser() / f"{name}.npz"
 
 
+def own_binarization(name: str) -> str:
+    """That of a data set where none is asked for; "stochastic" for a user's file."""
+    return DATASETS[name].binarization if name in DATASETS else "stochastic"
+
+
 def check_binarization(binarization: str) -> None:
     legal = ", ".join(BINARIZATIONS)
     require(binarization in BINARIZATIONS, f"unknown binarization {binarization!r}; legal are {legal}")
@@ -270,8 +275,7 @@ def load_dataset(name: str | Path, datasets_dir: str | Path | None = None, binar
     """
     name = str(name)
     path = file_of(name, datasets_dir)
-    if binarization is None:
-        binarization = DATASETS[name].binarization if name in DATASETS else "stochastic"
+    binarization = own_binarization(name) if binarization is None else binarization
     check_binarization(binarization)
     if name in DATASETS and not path.exists():
         make(name, path)
@@ -325,7 +329,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, path in paths.items():
         cached = name in DATASETS and path.exists()
         try:
-            print(summary(load_dataset(name, options.datasets_dir), path) + "\n  cached already, and whole" * cached)
+            print(summary(load_dataset(name, options.datasets_dir), path) + "\n  cached already" * cached)
         except DatasetError as error:
             print(error, file=sys.stderr)
             status = 1

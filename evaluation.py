@@ -201,9 +201,12 @@ def posterior_draws(model, x, seed=0):
     return map_images(draws, x, seed)
 
 
-def shown_images(labels, count):
-    """Indices of the images that figures show: the first of each class, or the first `count` where there are none."""
-    return np.unique(labels, return_index=True)[1][:count] if labels is not None else np.arange(count)
+def shown_images(x, labels):
+    """Indices of the images that figures show: the first of each class, or the first where there are none; at most 10.
+
+    x: [n, features]; labels: [n] integers or None.
+    """
+    return (np.arange(len(x)) if labels is None else np.unique(labels, return_index=True)[1])[:10]
 
 
 def figure_arrays(model, x_mean, x, labels=None, seed=0):
@@ -211,7 +214,7 @@ def figure_arrays(model, x_mean, x, labels=None, seed=0):
 
     x_mean: [n, features] grey test images; x: the same as fed to the encoder; labels: [n] integers or None.
     """
-    shown = shown_images(labels, min(10, len(x)))
+    shown = shown_images(x, labels)
     by_mean, by_sample, by_resampling, _ = posterior_draws(model, x[shown], seed)
     samples, explained = principal_components(posterior_draws(model, x, seed)[3])
     arrays = {

@@ -25,7 +25,7 @@ from command_line import (
     start_tensorflow,
     unknown,
 )
-from datasets_download import DatasetError
+from datasets_download import DatasetError, own_binarization
 from run_folder import lock
 from runs import compare, diagnose_run, evaluate_run, load_data, open_run, plot_run, train_run
 
@@ -46,7 +46,7 @@ class Parameters:
     latent_units: tuple = (50,)  # units of each stochastic layer, nearest the data first
     hidden_units: tuple = ((200, 200),)  # for each stochastic layer: the tanh layers between it and what lies below
     likelihood: str = "bernoulli"  # bernoulli, or gaussian for continuous data
-    schedule: str = "quick"  # quick, hold or paper: passes and learning rates (training.py)
+    schedule: str = "quick"  # quick, hold or paper: passes and learning rates (schedules.py)
     epochs: int | None = None  # passes over the training images; cuts `paper` short, rescales others; None: all
     batch: int = 20  # images per step
     optimizer: str = "adam"  # adam or muon
@@ -149,9 +149,13 @@ def resolve(names, overrides, wrong=()):
     names = [objective if name in OBJECTIVES and objective in OBJECTIVES else name for name in names or COMPARE]
     for name in ALIASES.keys() & names if overrides.get("k", 1) != 1 else ():
         wrong.append(f"{name} --k {overrides['k']}: {name} is {ALIASES[name]} at k = 1 alone: name another run")
-    for base, parameters in [run for name in names for run in runs_called(name)]:
-        parameters = replace(parameters, **overrides)
+    asked = [(base, replace(run, **overrides)) for name in names for base, run in runs_called(name)]
+    taken = {OBJECTIVE_PARAMETERS.get(parameters.objective) for _, parameters in asked} - {None}
+    for base, parameters in asked:  # of several runs, a parameter of an objective is for those that take it
+        parameters = replace(parameters, **dict.fromkeys(taken - {OBJECTIVE_PARAMETERS.get(parameters.objective)}))
         wrong += problems(parameters)
+        if parameters.binarization == own_binarization(parameters.dataset):
+            parameters = replace(parameters, binarization=None)
         runs[run_name(base, parameters)] = parameters
     for field in EVALUATION:
         if len(values := {str(getattr(parameters, field)) for parameters in runs.values()}) > 1:

@@ -86,7 +86,7 @@ def _bottom_of_curves(runs, scale):
     than twice the room. "First" is measured along the x axis as it is drawn, hence the `scale` of the epochs.
     """
     caption = "The bound is the objective that the run trains on"
-    caption += ": with different k compare test log-likelihoods instead." if len(runs) > 1 else "."
+    caption += ": of other objectives or k compare test log-likelihoods instead." if len(runs) > 1 else "."
     drawn = []
     for arrays in runs.values():
         x = scale(arrays["epoch"])

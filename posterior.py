@@ -215,7 +215,7 @@ def chosen_images(model, x, labels, seed=0):
     """
     order = np.argsort(np.subtract(*bounds(model, x[:CANDIDATES], 500, seed)))
     by_kl = [order[int(share * (len(order) - 1))] for share in CHOSEN]
-    return np.array([*shown_images(labels, 10)[-SAME:], *by_kl])
+    return np.array([*shown_images(x, labels)[-SAME:], *by_kl])
 
 
 def bound_curve(model, x, seed=0):
@@ -237,7 +237,7 @@ def sample_arrays(model, x, labels=None, seed=0):
     The posterior is that of z_1, by sampling-importance-resampling, beside as many samples of q; of more than two
     units the active ones: in the others both are the prior, whose spread is all that PCA would show.
     """
-    shown = shown_images(labels, 10)[:SINGLE]
+    shown = shown_images(x, labels)[:SINGLE]
     z, log_w = pool_of(model, x[shown], POOL, seed)
     chosen = resampled(z, log_w, max(KS), seed)
     both = np.stack([chosen, z[: len(chosen)]])  # [2, s, n, units]
@@ -265,7 +265,7 @@ def snapshot_arrays(model, weights, x, labels=None, seed=0):
     weights: {epoch: path}, of which the model is left with the last; x: [n, features] as fed to the encoder; labels:
     [n] integers or None.
     """
-    arrays, same = [], shown_images(labels, 10)[-SAME:]
+    arrays, same = [], shown_images(x, labels)[-SAME:]
     for epoch, path in weights.items():
         model.load_weights(path)
         at = {"epoch": epoch, "prior_samples": model.sample(100, (seed, 0))}

@@ -130,11 +130,11 @@ def test_nothing_asked():
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        ("--epoch 3", r"'--epoch'; did you mean --epochs\? Legal: --list, --dataset, .*--datasets_dir$"),
+        ("--epoch 3", r"'--epoch'; did you mean --epochs\? legal are --list, --dataset, .*--datasets_dir$"),
         ("--kevaluation 3", r"'--kevaluation'; did you mean --k_evaluation\?"),
         ("--lis", r"'--lis'; did you mean --list\?"),
         ("-k 3", r"'-k'; did you mean --k\?"),
-        ("iwae --zzzzzz=3", r"'--zzzzzz=3' Legal: --list"),
+        ("iwae --zzzzzz=3", r"'--zzzzzz=3'; legal are --list"),
         ("iwae --k", r"--k: expected one argument"),
         ("--list iwae", r"--list stands alone: it runs nothing$"),
         ("--list --k 3", r"--list stands alone"),
@@ -154,11 +154,11 @@ def test_unknown_run(name, near):
     line = leaves(resolve, [name], {})
     assert line.startswith(f"experiments.py: no run is called {name!r}") and "\n" not in line
     assert (f"did you mean {near}?" in line) if near else ("did you mean" not in line)
-    assert line.endswith("Legal: " + ", ".join([*NAMED_RUNS, *ALIASES, *GROUPS, *OBJECTIVES]))
+    assert line.endswith("legal are " + ", ".join([*NAMED_RUNS, *ALIASES, *GROUPS, *OBJECTIVES]))
 
 
 def test_nothing_is_named_where_nothing_is_near():
-    assert unknown("cheese", "brie", ["a", "b"]) == "no cheese is called 'brie' Legal: a, b"
+    assert unknown("cheese", "brie", ["a", "b"]) == "no cheese is called 'brie'; legal are a, b"
 
 
 def test_wrong_words_and_values_are_reported_at_once():

@@ -190,7 +190,7 @@ def test_fetch_parse_cache_and_second_call(name, tiny, server, place, capsys):
 
     asked, before = list(server.asked), path.stat().st_mtime_ns
     assert main([name, "--datasets_dir", str(place)]) == 0
-    assert capsys.readouterr().out == said.out.rstrip() + "\n  cached already, and whole\n"
+    assert capsys.readouterr().out == said.out.rstrip() + "\n  cached already\n"
     assert server.asked == asked and path.stat().st_mtime_ns == before
 
 
