@@ -10,7 +10,7 @@ Nothing here opens a window, needs a display or touches `rcParams`: figures are 
 import textwrap
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter
 
 from canvas import (
     IMAGE_STYLE,
@@ -479,6 +479,8 @@ def _gradient_panels(runs, title, ylabel, how, parts=("encoder", "decoder")):
             axes.set(xscale="log", yscale="log")
             axes.set_xticks(arrays["gradient_k"], arrays["gradient_k"], minor=False)
             axes.minorticks_off()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
             label_axes(axes, "samples k", ylabel)
             name_panel(axes, run, 2, part)
     return figure, panels
