@@ -11,6 +11,7 @@ import re
 import sys
 import tempfile
 from functools import partial
+from pathlib import Path
 
 from datasets_download import BINARIZATIONS, DATASETS, own_binarization
 from schedules import PAPER_EPOCHS, SCHEDULES, plan_epochs
@@ -68,6 +69,7 @@ def illegal_values(p):
         ("epsilon", is_number(p.epsilon, **FLOAT32), positive),
         ("backward_samples", p.backward_samples is None or is_number(p.backward_samples, int, 1), f"None or {count}"),
         ("snapshot_epochs", is_counts(p.snapshot_epochs), "a tuple of positive integers, such as (1, 16, 30)"),
+        ("init_from", p.init_from is None or isinstance(p.init_from, str), "None or the folder of a trained run"),
         ("seed", is_number(p.seed, int, below=2**31), "an integer from 0 to 2147483647"),
         ("k_evaluation", is_number(p.k_evaluation, int, 1), count),
         ("split", p.split in SPLITS, f"one of {', '.join(SPLITS)}"),
@@ -127,7 +129,9 @@ def run_name(base, parameters):
 
 
 def in_name(value):
-    """A value as part of a folder's name: (100, 50) is 100-50, ((200, 200), (100, 100)) is 200-200_100-100."""
+    """A value in the name of a folder: (100, 50) is 100-50, ((200, 200), (100, 100)) is 200-200_100-100, a/b is b."""
+    if isinstance(value, str):
+        return Path(value).name.lower()
     if isinstance(value, tuple):
         return ("_" if any(isinstance(v, tuple) for v in value) else "-").join(in_name(v) for v in value)
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).lower()  # 1.0 is 1

@@ -58,6 +58,7 @@ class Parameters:
     clip_norm: float | None = None  # limit on the norm of the whole gradient, above 0; None: none, as in the paper
     backward_samples: int | None = None  # differentiate only so many of the k samples, resampled; None: all
     snapshot_epochs: tuple = ()  # keep the weights at these epochs, in snapshots/
+    init_from: str | None = None  # a trained run's folder, whose weights training starts from; None: random weights
     seed: int = 0  # weights, order of the images, every random number: 0 or more
     k_evaluation: int = 500  # samples per image for the log-likelihood L_k; the paper has 5000
     split: str = "test"  # evaluate on train, validation or test images

@@ -22,6 +22,7 @@ SAMPLE = "mnist_sample"  # ships with the project, for machines without a networ
 PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # whose versions are recorded
 RESULTS = ("nll", "nll_standard_error", "elbo", "active_units", "train_seconds")  # what is read of results.json
 RESULTS += ("k", "objective", "dataset", *EVALUATION)
+NET = ("features", "latent_units", "hidden_units", "likelihood")  # what weights have to fit
 SHOWN = 10  # validation images, with their reconstructions, and a fourth of the samples, in TensorBoard
 EXTREMES = 8  # images of lowest, and of highest, likelihood that are shown
 EVALUATION_SEED = 2016  # of the binarised test draw and the evaluation's samples: the same for every run
@@ -48,9 +49,27 @@ def versions():
 
 
 def settings(parameters, data):
-    """What parameters.json holds: every field, the features that the networks read, a digest of the data, versions."""
+    """What parameters.json holds: every field, the features that the networks read, digests of what it starts from.
+
+    Leaves where the weights of `init_from` are not there, or those of another net.
+    """
     read = {"features": data.x_train.shape[1], "data": digest(data.x_train, data.x_validation)}
+    if parameters.init_from:
+        read["initial_weights"] = digest(initial_weights(parameters, read["features"]).read_bytes())
     return json.loads(json.dumps(asdict(parameters) | read | versions()))
+
+
+def initial_weights(parameters, features):
+    """The file of the weights that a run starts from; leaves where there is none, or that of another net."""
+    folder, ours = Path(parameters.init_from), asdict(parameters) | {"features": features}
+    if not (folder / "model.weights.h5").exists():
+        sys.exit(f"experiments.py: init_from = {folder}: no trained run, for it has no model.weights.h5")
+    with reading(damaged(folder / "parameters.json", "name another run by --init_from")):
+        theirs = json.loads((folder / "parameters.json").read_text())
+        nets = [json.dumps({name: net[name] for name in NET}) for net in (theirs, ours)]
+    if nets[0] != nets[1]:
+        sys.exit(f"experiments.py: init_from = {folder}: its net is {nets[0]}, that of this run {nets[1]}")
+    return folder / "model.weights.h5"
 
 
 class Run(NamedTuple):
@@ -70,11 +89,11 @@ class Run(NamedTuple):
 def open_run(name, parameters, data):
     """The Run; leaves with the difference where its folder holds another, or none though none is to be trained."""
     folder = Path(parameters.results_dir) / data.name / f"{name}__seed{parameters.seed}"
-    results = results_folder(folder, parameters)
+    results, ours = results_folder(folder, parameters), settings(parameters, data)
     trained = (folder / "model.weights.h5").exists()
     if trained or any((folder / name).exists() for name in ("parameters.json", "checkpoints")):
-        ignored = NOT_IN_NAME - {"dataset", "seed"} | (set(PACKAGES) if trained else set())
-        check_parameters(folder, settings(parameters, data), ignored)
+        ignored = NOT_IN_NAME - {"dataset", "seed"} | {"init_from"} | (set(PACKAGES) if trained else set())
+        check_parameters(folder, ours, ignored)
     if not parameters.train and not trained:
         sys.exit(f"experiments.py: no trained model in {folder}: run the same command without --train false")
     if parameters.plot and not parameters.evaluate and not (results / "results.json").exists():
@@ -107,6 +126,9 @@ def train_run(run):
     write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
+    if parameters.init_from:
+        with reading(damaged(Path(parameters.init_from) / "model.weights.h5", "name another run by --init_from")):
+            model.load_weights(initial_weights(parameters, data.x_train.shape[1]))
     x_validation = binarize(data.x_validation, data.binarization, EVALUATION_SEED)
     validation_bound = mean_bound(model, x_validation, objective_of(parameters), parameters.k)
     images = functools.partial(tensorboard_images, model, x_validation[:SHOWN], data.image_shape)

@@ -24,6 +24,7 @@ import models
 import posterior
 import run_folder
 import runs
+import schedules
 import training
 from checkpoints import Checkpoints
 from evaluation import bounds, log_likelihood
@@ -352,6 +353,34 @@ def test_another_run_in_the_folder_is_refused(run, alone, tmp_path, field, value
     assert first == f"experiments.py: {folder} holds another run:" and header.split() == ["field", "there", "here"]
     assert row.split()[: len(told)] == told and last.startswith("Way out: ") and "--results_dir" in last
     assert contents(folder) == before
+
+
+def test_training_starts_from_the_weights_of_another_run(run, alone, tmp_path, monkeypatch):
+    """With a rate of 0 they stay as they are; the run's folder is named for them."""
+    monkeypatch.setitem(schedules.SCHEDULES, "quick", [schedules.Stage(2, 0.0, 0.0)])
+    (folder,) = run(tmp_path, "vae", "--init_from", str(alone), *TRAIN_ALONE)
+    assert folder.name == NAME.replace("__k2", "vae__k2").replace("__seed0", f"__init_from{alone.name}__seed0")
+    for ours, theirs in zip(load_run(folder).get_weights(), load_run(alone).get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_weights_of_another_net_or_of_none_are_refused(run, alone, tmp_path):
+    with pytest.raises(SystemExit, match=r"its net is .*\[3\].*, that of this run .*\[4\]"):
+        run(tmp_path, "vae", "--init_from", str(alone), "--latent_units", "4")
+    with pytest.raises(SystemExit, match="init_from = .*: no trained run, for it has no model.weights.h5"):
+        run(tmp_path, "vae", "--init_from", str(tmp_path))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_run_that_started_from_other_weights_of_that_name_is_another(run, alone, tmp_path):
+    first = tmp_path / "first" / alone.name
+    shutil.copytree(alone, first)
+    run(tmp_path / "results", "vae", "--init_from", str(first), *TRAIN_ALONE)
+    model = load_run(first)
+    model.phi[0].assign_add(tf.ones_like(model.phi[0]))
+    model.save_weights(first / "model.weights.h5")
+    with pytest.raises(SystemExit, match="holds another run:\n.*\n  initial_weights"):
+        run(tmp_path / "results", "vae", "--init_from", str(first), *TRAIN_ALONE)
 
 
 def test_fields_that_do_not_train_meet_the_same_run(run, alone, monkeypatch, capsys):
