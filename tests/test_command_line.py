@@ -109,7 +109,7 @@ def test_value(field, text, value):
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_is_an_option_and_a_default_survives_it(field):
     value = getattr(PARAMETERS, field)
-    if value is None and field in ("binarization", "datasets_dir"):
+    if value is None and field in ("binarization", "init_from", "datasets_dir"):
         return  # text fields: left out, not written as None
     assert parsed(f"--{field}", str(value))[1] == {field: value}
 
@@ -204,6 +204,7 @@ BAD = {
     "clip_norm": (f"None or {POSITIVE}", [0, -1.0, True, "1", NAN, INF, 1e-60, 1e60]),
     "backward_samples": (NONE_COUNT, [0, -1, 1.5, True, "2"]),
     "snapshot_epochs": (UNITS, [(0,), (1.5,), (True,), 3, [3], None]),
+    "init_from": ("None or the folder of a trained run", [3, True, Path("results")]),
     "seed": ("an integer from 0 to 2147483647", [-1, 2**31, 1.0, True, "1", None]),
     "k_evaluation": (COUNT, [0, -1, 500.0, True, "500", None]),
     "split": ("one of train, validation, test", ["valid", None, 0]),
@@ -564,6 +565,7 @@ TRIED = {
     "clip_norm": (1, 0.5, 12.0),
     "backward_samples": (1, 2, 3),
     "snapshot_epochs": ((1,), (2,), (1, 2)),
+    "init_from": ("results/mnist/a", "b", "c"),
     "seed": (1, 2, 12),
     "k_evaluation": (1, 2, 12),
     "split": ("train", "validation"),
