@@ -22,13 +22,14 @@ OBJECTIVE_PARAMETERS |= {"vr": "alpha", "vr_dreg": "alpha"}
 OPTIMIZERS = ("adam", "muon")
 LIKELIHOODS = ("bernoulli", "gaussian")
 SPLITS = ("train", "validation", "test")
+UNITS = ("all", "active")
 FLOAT32 = {"low": 2.0**-126, "below": 2.0**128}  # normal positive numbers of 32 bits: any other is 0 there, or infinite
 SWITCHES = ("train", "evaluate", "plot", "diagnose")
 NAMES = {"dataset": tuple(DATASETS), "binarization": BINARIZATIONS, "objective": OBJECTIVES, "schedule": SCHEDULES}
-NAMES |= {"optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "split": SPLITS}
+NAMES |= {"optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "split": SPLITS, "units": UNITS}
 STARTUP_CHATTER = r"oneDNN|[Cc]uda|cuInit|TF-TRT|cpu_feature_guard|To enable the following|before absl::InitializeLog"
 
-EVALUATION = ("k_evaluation", "split")  # fields that change what is found out about a trained run
+EVALUATION = ("k_evaluation", "split", "images", "units")  # fields that change what is found out about a trained run
 # Fields that do not change what a run trains; seed and dataset stand in its folder's path by themselves.
 NOT_IN_NAME = {"dataset", "seed", "snapshot_epochs", *EVALUATION, *SWITCHES, "results_dir", "datasets_dir"}
 
@@ -73,6 +74,8 @@ def illegal_values(p):
         ("seed", is_number(p.seed, int, below=2**31), "an integer from 0 to 2147483647"),
         ("k_evaluation", is_number(p.k_evaluation, int, 1), count),
         ("split", p.split in SPLITS, f"one of {', '.join(SPLITS)}"),
+        ("images", p.images is None or is_number(p.images, int, 2), "None or an integer of 2 or more"),
+        ("units", p.units in UNITS, f"one of {', '.join(UNITS)}"),
         *[(name, isinstance(getattr(p, name), bool), "True or False") for name in SWITCHES],
         ("results_dir", isinstance(p.results_dir, str), "a folder"),
         ("datasets_dir", p.datasets_dir is None or isinstance(p.datasets_dir, str), "None or a folder"),

@@ -245,11 +245,13 @@ def comparison_table(results):
     results: {run: contents of results.json, with log_likelihoods [n]}. Raises ValueError where they were evaluated
     with different k, on another split or other images: their figures cannot stand side by side.
     """
-    evaluations = {(r["k_evaluation"], r["split"], r["dataset"], len(r["log_likelihoods"])) for r in results.values()}
+    ways = ("k_evaluation", "split", "dataset", "units")
+    evaluations = {(len(r["log_likelihoods"]), *(r[name] for name in ways)) for r in results.values()}
     if len(evaluations) > 1:
-        raise ValueError(f"runs evaluated in different ways: (k, split, data set, images) = {evaluations}")
-    k, split, dataset, n = evaluations.pop()
-    title = f"NLL = -L_{k} in nats on {n:,} {split} images of {dataset}, ± standard error over the images; difference: "
+        raise ValueError(f"runs evaluated in different ways: (images, {', '.join(ways)}) = {evaluations}")
+    n, k, split, dataset, units = evaluations.pop()
+    title = f"NLL = -L_{k} in nats on {n:,} {split} images of {dataset}, ± standard error over the images"
+    title += ", without the units that are not active" * (units == "active") + "; difference: "
     title += "paired, to the first run, on the same images and the same binarisation draw, ± its standard error."
     header = ["run", "objective", "k", "NLL", "ELBO", "active units", "NLL difference", "training"]
     rows, first = [], next(iter(results.values()))

@@ -62,6 +62,8 @@ class Parameters:
     seed: int = 0  # weights, order of the images, every random number: 0 or more
     k_evaluation: int = 500  # samples per image for the log-likelihood L_k; the paper has 5000
     split: str = "test"  # evaluate on train, validation or test images
+    images: int | None = None  # the first so many of them, 2 or more; None: all
+    units: str = "all"  # evaluate the net as it is, or with its active latent units alone: all or active
     train: bool = True  # train, or go on with what is on disk
     evaluate: bool = True  # log-likelihood, ELBO, active units
     plot: bool = True  # figures

@@ -197,6 +197,30 @@ def snapshots(folder):
     return {int(path.name.removeprefix("epoch").partition(".")[0]): path for path in paths}
 
 
+def keep_units(model, kept):
+    """A copy of a model with only some of its latent units: the others' part of encoder, decoder and prior is gone.
+
+    kept: for each layer an array of booleans [units], or of indices.
+    """
+    hidden_units = [[layer.units for layer in part.hidden] for part in model.encoder]
+    units = [len(np.arange(n)[layer]) for n, layer in zip(model.latent_units, kept, strict=True)]
+    data = model.decoder[0]
+    smaller = Autoencoder(np.zeros(data.head.units), units, hidden_units, data.likelihood)
+    below = [slice(None), *kept[:-1]]
+    encoder = zip(smaller.encoder, model.encoder, below, kept, strict=True)
+    decoder = zip(smaller.decoder, model.decoder, kept, below, strict=True)
+    for ours, theirs, inputs, outputs in (*encoder, *decoder):
+        hidden = {id(variable) for layer in theirs.hidden for variable in layer.weights}
+        for new, old in zip(ours.weights, theirs.weights, strict=True):
+            value = old.numpy()
+            if old is theirs.hidden[0].kernel:
+                value = value[inputs]
+            elif id(old) not in hidden and value.ndim:  # of a head: kernel or bias
+                value = value[..., outputs]
+            new.assign(value)
+    return smaller
+
+
 def load_run(folder, epoch=None):
     """The trained model that `experiments.py` left in a run's folder; as it was after an epoch, if it was kept then.
 

@@ -21,7 +21,7 @@ from schedules import plan_epochs
 SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
 PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # whose versions are recorded
 RESULTS = ("nll", "nll_standard_error", "elbo", "active_units", "train_seconds")  # what is read of results.json
-RESULTS += ("k", "objective", "dataset", *EVALUATION)
+RESULTS += ("k", "objective", "dataset", "k_evaluation", "split")
 NET = ("features", "latent_units", "hidden_units", "likelihood")  # what weights have to fit
 SHOWN = 10  # validation images, with their reconstructions, and a fourth of the samples, in TensorBoard
 EXTREMES = 8  # images of lowest, and of highest, likelihood that are shown
@@ -102,7 +102,7 @@ def open_run(name, parameters, data):
 
 
 def results_folder(folder, parameters):
-    """Where an evaluation belongs: the first in the run's folder, others (k_evaluation, split) in one of their own.
+    """Where an evaluation belongs: the first in the run's folder, any other (see EVALUATION) in one of its own.
 
     So no evaluation replaces another. That of L_5000 after that of L_500 is in <folder>/k_evaluation5000.
     """
@@ -150,7 +150,7 @@ def tiled(x, columns, image_shape):
 
 def evaluation_images(parameters, data):
     """The images of a run's split, as they are fed to the encoder: one binarisation draw, the same for every run."""
-    return binarize(getattr(data, f"x_{parameters.split}"), data.binarization, EVALUATION_SEED)
+    return binarize(getattr(data, f"x_{parameters.split}")[: parameters.images], data.binarization, EVALUATION_SEED)
 
 
 def load_model(folder):
@@ -162,10 +162,24 @@ def load_model(folder):
         return load_run(folder)
 
 
+def evaluated_model(run, x):
+    """The trained model of a run; with `units` = active, what is left of it without the units dead on images x."""
+    from evaluation import ACTIVE_THRESHOLD, unit_variances
+    from models import keep_units
+
+    model = load_model(run.folder)
+    if run.parameters.units == "all":
+        return model
+    active = [layer > ACTIVE_THRESHOLD for layer in unit_variances(model, x, EVALUATION_SEED)]
+    if not all(layer.any() for layer in active):
+        sys.exit(f"experiments.py: {run.folder.name}: a layer without any active unit: nothing would be left of it")
+    return keep_units(model, active)
+
+
 def evaluate_run(run):
     """Write results.json and log_likelihoods.npy of a run, unless they are of these weights and images already."""
-    parameters, model, x = run.parameters, load_model(run.folder), evaluation_images(run.parameters, run.data)
-    asked = (parameters.k_evaluation, EVALUATION_SEED, parameters.split, versions())
+    parameters, x = run.parameters, evaluation_images(run.parameters, run.data)
+    model, asked = evaluated_model(run, x), (parameters.k_evaluation, EVALUATION_SEED, parameters.split, versions())
     key = digest(*model.get_weights(), x, repr(asked).encode())
     written = [run.results / "log_likelihoods.npy", run.results / "results.json"]
     if all(path.exists() for path in written) and read_results(run.results).get("evaluation") == key:
@@ -188,10 +202,7 @@ def write_results(run, model, x, of):
         "elbo": float(np.mean(elbos, dtype=np.float64)),
         "active_units": active_units(unit_variances(model, x, EVALUATION_SEED)),
         f"n_{parameters.split}": len(x),
-        **{
-            field: getattr(parameters, field)
-            for field in ("k", "k_evaluation", "split", "objective", "dataset", "seed")
-        },
+        **{field: getattr(parameters, field) for field in (*EVALUATION, "k", "objective", "dataset", "seed")},
         "epochs": len(log),
         "train_seconds": log[-1]["seconds"],
         **of,
@@ -211,8 +222,9 @@ def plot_run(run):
     _, place, parameters, data = run
     log, results = read_log(run.folder, len(plan_epochs(parameters))), read_results(place)
     x = evaluation_images(parameters, data)
-    x_mean, labels = grey(getattr(data, f"x_{parameters.split}")), getattr(data, f"y_{parameters.split}")
-    model, kept = load_model(run.folder), snapshots(run.folder)
+    x_mean, labels = grey(getattr(data, f"x_{parameters.split}")[: len(x)]), getattr(data, f"y_{parameters.split}")
+    labels = None if labels is None else labels[: len(x)]
+    model, kept = evaluated_model(run, x), snapshots(run.folder) if parameters.units == "all" else {}
     arrays = figure_arrays(model, x_mean, x, labels, EVALUATION_SEED)
     arrays |= posterior_arrays(model, x_mean, x, labels, EVALUATION_SEED)
     if kept:
@@ -297,7 +309,7 @@ def read_json(place):
     """The contents of results.json. Raises OSError where it is damaged, as do those that follow."""
     with reading(damaged(place / "results.json", "delete it, and the same command evaluates again")):
         results = json.loads((place / "results.json").read_text())
-        return results | {field: results[field] for field in RESULTS}
+        return {"images": None, "units": "all"} | results | {field: results[field] for field in RESULTS}
 
 
 def read_results(place):

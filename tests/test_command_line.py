@@ -208,6 +208,8 @@ BAD = {
     "seed": ("an integer from 0 to 2147483647", [-1, 2**31, 1.0, True, "1", None]),
     "k_evaluation": (COUNT, [0, -1, 500.0, True, "500", None]),
     "split": ("one of train, validation, test", ["valid", None, 0]),
+    "images": ("None or an integer of 2 or more", [1, 0, 2.0, True, "10"]),
+    "units": ("one of all, active", ["dead", None, 0]),
     "train": ("True or False", [1, 0, "yes", None]),
     "evaluate": ("True or False", [1, 0, "yes", None]),
     "plot": ("True or False", [1, 0, "yes", None]),
@@ -569,6 +571,8 @@ TRIED = {
     "seed": (1, 2, 12),
     "k_evaluation": (1, 2, 12),
     "split": ("train", "validation"),
+    "images": (2, 100),
+    "units": ("active",),
     "train": (False,),
     "evaluate": (False,),
     "plot": (False,),
@@ -590,7 +594,18 @@ def test_what_changes_the_outcome_stands_in_the_name(field):
 
 
 def test_not_in_name_is_only_what_does_not_train():
-    stated = {"k_evaluation", "split", "train", "evaluate", "plot", "diagnose", "results_dir", "datasets_dir"}
+    stated = {
+        "k_evaluation",
+        "split",
+        "images",
+        "units",
+        "train",
+        "evaluate",
+        "plot",
+        "diagnose",
+        "results_dir",
+        "datasets_dir",
+    }
     assert NOT_IN_NAME == stated | {"snapshot_epochs", "dataset", "seed"}  # the last two stand in the path
 
 

@@ -123,6 +123,7 @@ def results(values, k=500, **changes):
     r = {
         "k_evaluation": k,
         "split": "test",
+        "units": "all",
         "dataset": "mnist",
         "log_likelihoods": np.array(values),
         "objective": "vae",
@@ -138,7 +139,9 @@ def test_comparison_table_shows_the_paired_difference():
     assert len({len(line) for line in table.split("\n\n")[0].splitlines()}) == 1
 
 
-@pytest.mark.parametrize("changes", [{"k": 50}, {"split": "train"}, {"values": [-1.0]}, {"dataset": "omniglot"}])
+@pytest.mark.parametrize(
+    "changes", [{"k": 50}, {"split": "train"}, {"values": [-1.0]}, {"dataset": "omniglot"}, {"units": "active"}]
+)
 def test_runs_evaluated_differently_are_not_compared(changes):
     with pytest.raises(ValueError, match="different ways"):
         comparison_table({"a": results([-90.0, -80.0]), "b": results(**{"values": [-90.0, -80.0]} | changes)})

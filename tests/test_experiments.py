@@ -618,6 +618,7 @@ def test_no_evaluation_replaces_another(run, alone, tmp_path, uncompiled):
         (("--k_evaluation", "4", *NO_PLOT), "k_evaluation4__splittest", 30),
         ((*first, "--k_evaluation", "4", *NO_PLOT), "k_evaluation4", 20),
         (("--split", "train"), "splittrain", 120),
+        (("--split", "test", "--images", "10", "--units", "active"), "splittest__images10__unitsactive", 10),
         ((*first, *NO_PLOT), ".", 20),
     ]:
         before = contents(folder)

@@ -8,7 +8,7 @@ import scipy.stats
 import tensorflow as tf
 
 from experiments import PAPER, run_named
-from models import Autoencoder, load_run
+from models import Autoencoder, keep_units, load_run
 
 SEED = (1, 2)
 
@@ -161,3 +161,33 @@ def test_load_run_gives_the_model_back(small_net, x_small, tmp_path, layers, lik
     parameters = units | {"features": 12, "likelihood": likelihood}
     (tmp_path / "parameters.json").write_text(json.dumps(parameters))
     np.testing.assert_array_equal(load_run(tmp_path).log_weights(x_small, 3, SEED), model.log_weights(x_small, 3, SEED))
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_unit_that_does_nothing_can_be_taken_out(small_net, x_small, layers, likelihood):
+    """Dead: q of it is the prior, nothing reads it. Without it every log weight at the same samples is the same."""
+    model, x = small_net(layers, likelihood), tf.constant(x_small[:5])
+    kept = [np.arange(units) != 1 for units in model.latent_units]
+    for part in (*model.encoder, *model.decoder[1:]):  # unit 1 of every layer: standard normal from both sides
+        for head in (part.mean, part.log_std):
+            column = tf.one_hot(1, head.units)
+            head.kernel.assign(head.kernel * (1 - column))
+            head.bias.assign(head.bias * (1 - column))
+    for part in (*model.encoder[1:], *model.decoder):  # and read by none
+        kernel = part.hidden[0].kernel
+        kernel.assign(kernel * (1 - tf.one_hot(1, kernel.shape[0])[:, None]))
+    smaller = keep_units(model, kept)
+    noise = model.draw_noise(7, 5, (0, 1))
+
+    def log_w(net, noise):
+        q = net.encode(x)
+        z = net.sample_posterior(q, noise)
+        return net.log_joint(x, z) - net.log_q_z_given_x(q, z)
+
+    less = [layer.numpy()[..., units] for layer, units in zip(noise, kept, strict=True)]
+    np.testing.assert_allclose(log_w(smaller, less), log_w(model, noise), rtol=1e-4, atol=1e-5)
+    assert smaller.latent_units == tuple(units - 1 for units in model.latent_units)
+    other = keep_units(model, [np.arange(units) != 0 for units in model.latent_units])  # the control: a unit that acts
+    less = [layer.numpy()[..., 1:] for layer in noise]
+    assert np.abs(log_w(other, less) - log_w(model, noise)).max() > 0.01
