@@ -24,7 +24,7 @@ LIKELIHOODS = ("bernoulli", "gaussian")
 SPLITS = ("train", "validation", "test")
 UNITS = ("all", "active")
 FLOAT32 = {"low": 2.0**-126, "below": 2.0**128}  # normal positive numbers of 32 bits: any other is 0 there, or infinite
-SWITCHES = ("train", "evaluate", "plot", "diagnose")
+SWITCHES = ("pretrained", "train", "evaluate", "plot", "diagnose")
 NAMES = {"dataset": tuple(DATASETS), "binarization": BINARIZATIONS, "objective": OBJECTIVES, "schedule": SCHEDULES}
 NAMES |= {"optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "split": SPLITS, "units": UNITS}
 STARTUP_CHATTER = r"oneDNN|[Cc]uda|cuInit|TF-TRT|cpu_feature_guard|To enable the following|before absl::InitializeLog"
@@ -170,7 +170,8 @@ def parse(arguments, kind, description):
     parser.add_argument("--list", action="store_true", help="list the named runs, with the paper's numbers")
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     for field in fields:
-        parser.add_argument(f"--{field}", default=argparse.SUPPRESS, metavar="VALUE")
+        alone = {"nargs": "?", "const": "true"} if field in SWITCHES else {}
+        parser.add_argument(f"--{field}", default=argparse.SUPPRESS, metavar="VALUE", **alone)
     parser.error = lambda message: sys.exit(f"experiments.py: {message}")
     options, rest = parser.parse_known_intermixed_args(arguments)
     overrides, legal = vars(options), ["--list", *(f"--{field}" for field in fields)]

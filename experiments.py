@@ -64,6 +64,7 @@ class Parameters:
     split: str = "test"  # evaluate on train, validation or test images
     images: int | None = None  # the first so many of them, 2 or more; None: all
     units: str = "all"  # evaluate the net as it is, or with its active latent units alone: all or active
+    pretrained: bool = False  # take the weights in pretrained/, where there are some, in place of training
     train: bool = True  # train, or go on with what is on disk
     evaluate: bool = True  # log-likelihood, ELBO, active units
     plot: bool = True  # figures
@@ -201,7 +202,7 @@ def perform(runs):
     start_tensorflow()
     for run in runs:
         for wanted, do in (
-            (run.parameters.train, train_run),
+            (run.parameters.train and not run.parameters.pretrained, train_run),
             (run.parameters.evaluate, evaluate_run),
             (run.parameters.plot, plot_run),
             (run.parameters.diagnose, partial(diagnose_run, others=GROUPS["estimators"])),

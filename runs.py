@@ -18,6 +18,7 @@ from downloads import Unavailable
 from run_folder import check_parameters, damaged, digest, lock, read_log, reading, whole_file, write_text
 from schedules import plan_epochs
 
+RELEASED = Path(__file__).resolve().parent / "pretrained"
 SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
 PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # whose versions are recorded
 RESULTS = ("nll", "nll_standard_error", "elbo", "active_units", "train_seconds")  # what is read of results.json
@@ -89,16 +90,33 @@ class Run(NamedTuple):
 def open_run(name, parameters, data):
     """The Run; leaves with the difference where its folder holds another, or none though none is to be trained."""
     folder = Path(parameters.results_dir) / data.name / f"{name}__seed{parameters.seed}"
+    if parameters.pretrained and not any((folder / name).exists() for name in ("model.weights.h5", "checkpoints")):
+        take_released(folder)
     results, ours = results_folder(folder, parameters), settings(parameters, data)
     trained = (folder / "model.weights.h5").exists()
     if trained or any((folder / name).exists() for name in ("parameters.json", "checkpoints")):
         ignored = NOT_IN_NAME - {"dataset", "seed"} | {"init_from"} | (set(PACKAGES) if trained else set())
         check_parameters(folder, ours, ignored)
-    if not parameters.train and not trained:
-        sys.exit(f"experiments.py: no trained model in {folder}: run the same command without --train false")
+    if not trained and (parameters.pretrained or not parameters.train):
+        way_out = f"run the same command without --{'pretrained' if parameters.pretrained else 'train false'}"
+        sys.exit(f"experiments.py: no trained model in {folder}: {way_out}")
     if parameters.plot and not parameters.evaluate and not (results / "results.json").exists():
         sys.exit(f"experiments.py: {results} is not evaluated: run the same command without --evaluate false")
     return Run(folder, results, parameters, data)
+
+
+def take_released(folder):
+    """Copy the run of that name from pretrained/ to its folder; leaves where none was released."""
+    source = RELEASED / folder.parent.name / folder.name
+    if not source.is_dir():
+        released = ", ".join(sorted(path.name for path in RELEASED.glob("*/*")))
+        sys.exit(f"experiments.py: --pretrained: {folder.name} was not released; there are: {released}")
+
+    def copy(file, to):
+        with whole_file(Path(to)) as partial:
+            shutil.copyfile(file, partial)
+
+    shutil.copytree(source, folder, copy_function=copy, dirs_exist_ok=True)
 
 
 def results_folder(folder, parameters):

@@ -210,6 +210,7 @@ BAD = {
     "split": ("one of train, validation, test", ["valid", None, 0]),
     "images": ("None or an integer of 2 or more", [1, 0, 2.0, True, "10"]),
     "units": ("one of all, active", ["dead", None, 0]),
+    "pretrained": ("True or False", [1, 0, "yes", None]),
     "train": ("True or False", [1, 0, "yes", None]),
     "evaluate": ("True or False", [1, 0, "yes", None]),
     "plot": ("True or False", [1, 0, "yes", None]),
@@ -573,6 +574,7 @@ TRIED = {
     "split": ("train", "validation"),
     "images": (2, 100),
     "units": ("active",),
+    "pretrained": (True,),
     "train": (False,),
     "evaluate": (False,),
     "plot": (False,),
@@ -594,18 +596,8 @@ def test_what_changes_the_outcome_stands_in_the_name(field):
 
 
 def test_not_in_name_is_only_what_does_not_train():
-    stated = {
-        "k_evaluation",
-        "split",
-        "images",
-        "units",
-        "train",
-        "evaluate",
-        "plot",
-        "diagnose",
-        "results_dir",
-        "datasets_dir",
-    }
+    stated = {"k_evaluation", "split", "images", "units", "pretrained", "train", "evaluate", "plot", "diagnose"}
+    stated |= {"results_dir", "datasets_dir"}
     assert NOT_IN_NAME == stated | {"snapshot_epochs", "dataset", "seed"}  # the last two stand in the path
 
 

@@ -608,6 +608,20 @@ def test_continuous_data_without_labels(run, tmp_path, tiny, uncompiled):
     assert {path.stem for path in (folder / "figures").glob("*.png")} == ANY_NET
 
 
+def test_a_released_run_is_taken_in_place_of_training(run, alone, tmp_path, monkeypatch):
+    """Copied to the results, where it is evaluated and drawn as any other; what was not released is refused."""
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(runs, "RELEASED", alone.parents[1])
+    before = contents(alone)
+    (folder,) = run(tmp_path, "iwae", "--pretrained", *NO_PLOT)
+    assert contents(alone) == before
+    for path, content in before.items():
+        assert contents(folder)[folder / path.relative_to(alone)] == content
+    with pytest.raises(SystemExit, match=f"--pretrained: vae.* was not released; there are: {alone.name}"):
+        run(tmp_path, "vae", "--pretrained", *NO_PLOT)
+    assert run(tmp_path, "iwae", *NO_PLOT) == [folder]
+
+
 def test_no_evaluation_replaces_another(run, alone, tmp_path, uncompiled):
     """The first lies in the run's folder; with other images or another k it has a folder of its own, and figures."""
     evaluated = shutil.ignore_patterns("results.json", "log_likelihoods.npy", "figures")
