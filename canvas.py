@@ -47,6 +47,11 @@ def broken(run, width):
     return textwrap.fill(run.replace("__", "__ "), width).replace("__ ", "__")
 
 
+def legend_label(run, numbers):
+    """A run's name and what is to be said of it, in two lines where one would be too long."""
+    return run + (": " if len(run) < 40 else ":\n") + numbers
+
+
 def name_panel(axes, run, count, text=""):
     """The run's name above its panel, broken where its parts meet if `count` panels leave no room for it."""
     name = broken(run, 90 // columns_of(count))
@@ -165,9 +170,13 @@ def save_figure(figure, path):
 
 
 def save_animation(figures, path):
-    """Writes figures of one size as a GIF that goes on for ever."""
-    frames = []
+    """Writes figures of one size and kind as a GIF that goes on for ever, their panels where the last has them."""
+    frames, last = [], figures[-1]
+    last.draw_without_rendering()
     for figure in figures:
+        figure.set_layout_engine("none")
+        for axes, there in zip(figure.axes, last.axes, strict=True):
+            axes.set_position(there.get_position(original=True))
         figure.set_dpi(100)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()

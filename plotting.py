@@ -26,6 +26,7 @@ from canvas import (
     draw_tiles,
     image_shape_of,
     label_axes,
+    legend_label,
     name_panel,
     new_figure,
     number,
@@ -153,7 +154,8 @@ def posterior_scatter(runs):
     caption = f"One sample of q(z | x), top layer, per {split_of(runs)} image ({count:,})"
     caption += "; numbers at class medians" if len(classes) else ""
     caption += ". Not the posterior of any single image."
-    height = min(5, (WIDTH - 0.5) / columns)
+    lines = max(broken(run, 90 // columns).count("\n") for run in runs)
+    height = min(5, (WIDTH - 0.5) / columns) + 0.2 * lines  # which the layout would else take from the caption's
     figure, panels = panels_of(runs, f"Aggregate posterior over the {split_of(runs)} images", caption, height)
     reach = 1.05 * max(np.abs(arrays["posterior_samples"]).max() for arrays in runs.values())
     for (axes,), (run, arrays) in zip(panels, runs.items(), strict=True):
@@ -227,6 +229,7 @@ def _variance_histogram(axes, variance, threshold, highest):
     place |= {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "top"}
     axes.annotate(f"threshold {threshold:g}", color=colour, fontsize=SMALL, **place)
     axes.margins(y=0.25)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     label_axes(axes, "log₁₀ Var(E[z | x])", "latent units")
 
 
@@ -313,7 +316,8 @@ def unit_kl(runs):
     for column, (run, layers) in zip(panels, values.items(), strict=True):
         for layer, (axes, units) in enumerate(zip(column, layers, strict=False), 1):
             axes.bar(np.arange(1, len(units) + 1), np.sort(units)[::-1], color=PALETTE[0], width=0.8)
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+            axes.set_xlim(0.4, len(units) + 0.6)
             label_axes(axes, "unit, by rank", "KL (nats)")
             text = f"layer {layer}: " if rows > 1 else ""
             name_panel(axes, run, len(runs), f"{text}{number(units.sum(), 1)} nats")
@@ -387,7 +391,7 @@ def importance_weights(runs):
     for i, (run, arrays) in enumerate(runs.items()):
         k, ess, largest = (arrays[name] for name in ("weight_k", "effective_sample_size", "largest_weight"))
         last = f"{ess[-1]:.3g} effective samples, largest weight {largest[-1]:.2f} at k = {k[-1]}"
-        label = run + (": " if len(run) < 40 else ":\n") + last
+        label = legend_label(run, last)
         style = {"color": PALETTE[i % 10], "marker": "o", "markersize": 4}
         for axes, measure, equal in zip(panels[:2], (ess, largest), (k, 1 / k), strict=True):
             axes.plot(k, equal, color="0.7", linewidth=1.6)
@@ -562,8 +566,9 @@ PLOTS = {
 # The array without which a plot has nothing to show: nets of two latent units have grids, some runs have snapshots.
 NEEDS = dict.fromkeys(("posterior_side_by_side", "posterior_of_one_input", "manifold"), "grid_k")
 NEEDS |= {"aggregate_over_training": "snapshot_posterior_samples"}
+IN_TRAINING = ("aggregate_over_training", "prior_samples_in_training", "posterior_in_training")
 
-GRIDS = ("grid_centre", "grid_half", "grid_log_density", "grid_kl", "grid_mass")
+GRIDS = ("grid_centre", "grid_half", "grid_view", "grid_log_density", "grid_level", "grid_kl", "grid_held")
 ANIMATIONS = {
     "prior_samples_in_training": in_training(prior_samples, ["prior_samples"]),
     "posterior_in_training": in_training(posterior_side_by_side, GRIDS),
@@ -572,12 +577,13 @@ NEEDS |= {"prior_samples_in_training": "snapshot_epoch", "posterior_in_training"
 
 
 def applicable(plots, runs):
-    """The plots of a table for which every run has the arrays."""
-    return {
-        name: plot
-        for name, plot in plots.items()
-        if name not in NEEDS or all(NEEDS[name] in arrays for arrays in runs.values())
-    }
+    """The plots of a table for which every run has the arrays, of epochs that all have."""
+
+    def drawn(name):
+        there = name not in NEEDS or all(NEEDS[name] in arrays for arrays in runs.values())
+        return there and (name not in IN_TRAINING or common_epochs(runs))
+
+    return {name: plot for name, plot in plots.items() if drawn(name)}
 
 
 COMPARISONS = {function.__name__: function for function in (nll_differences,)}

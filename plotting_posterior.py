@@ -1,6 +1,7 @@
 """Figures of posteriors: as they are where a net has two latent units, by samples in any net. See `plotting`."""
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
@@ -17,6 +18,7 @@ from canvas import (
     draw_tiles,
     image_shape_of,
     label_axes,
+    legend_label,
     name_panel,
     name_row,
     new_figure,
@@ -27,7 +29,7 @@ from canvas import (
     split_of,
 )
 
-LEVELS = (0.5, 0.95)  # shares of a density that its contours hold
+RINGS = (0.5, 0.95)  # shares of the prior
 TRUE, OTHER = PALETTE[0], PALETTE[4]  # the lines of the true posterior, and of what stands for it
 
 
@@ -35,9 +37,8 @@ def posterior_of_one_input(runs):
     """True posteriors p(z | x) beside q(z | x) and importance-weighted posteriors, a row per image.
 
     Of one run the images at the shares grid_share of KL(q || p), of several runs the first of these each.
-    Reads split, image_shape [2], grid_x [n, features], grid_index [n], grid_share [s], grid_k [c], grid_centre [n, 2],
-    grid_half [n], grid_log_density [n, 1 + c, side, side], grid_mass and grid_kl [n, 1 + c], grid_samples
-    [n, 1 + c, m, 2].
+    Reads split, image_shape [2], grid_x [n, features], grid_index [n], grid_share [s], grid_candidates, grid_k [c],
+    what `_density` does, grid_held and grid_kl [n, 1 + c], grid_samples [n, 1 + c, m, 2].
     """
     shares = next(iter(runs.values()))["grid_share"]
     shown = range(-len(shares), 0) if len(runs) == 1 else [-len(shares)]
@@ -45,26 +46,27 @@ def posterior_of_one_input(runs):
     arrays = rows[0][1]
     names = ["true posterior", "q(z | x) = q_ew, k = 1", *(f"q_ew, k = {k}" for k in arrays["grid_k"][1:])]
     caption = (
-        "q_ew: importance-weighted posterior, of which sampling-importance-resampling from k samples of q draws. "
-        "Lines: the smallest areas that hold 50 % and 95 % of a density; dashed: those of the true posterior. "
-        "Shade: the density, on one scale in a row. Dots: samples. KL(· ‖ p) in nats, on the square that is drawn, "
-        "which holds the share of the density that is named."
+        "q_ew: what sampling-importance-resampling from k samples of q draws from. Lines: the smallest areas that hold "
+        "50 % and 95 % of a density, as far as the square reaches; dashed: the true posterior's. Shade: the density, "
+        "on one scale in a row. Dots: samples. KL(· ‖ p) in nats, of a whole density; the square holds the share named."
     )
     title = "The posterior of a single image, and what k samples of q make of it"
-    figure = new_figure(title, caption, 0.9 + 2.2 * len(rows))
-    widths = [0.75] + [1] * len(names)
+    figure = new_figure(title, caption, 1 + 2.25 * len(rows))
+    widths = [0.6] + [1] * len(names)
     panels = figure.subplots(len(rows), 1 + len(names), squeeze=False, width_ratios=widths)
     for (first, *others), (run, arrays, i) in zip(panels, rows, strict=True):
         _thumbnail(first, arrays["grid_x"][i], image_shape_of(runs))
-        text = f"{split_of(runs)} image {arrays['grid_index'][i]}:\nKL above {arrays['grid_share'][i]:.0%}\nof images"
-        first.text(0, -0.05, text, transform=first.transAxes, va="top", fontsize=SMALL)
+        share = f"KL above {arrays['grid_share'][i]:.0%}" if arrays["grid_share"][i] < 1 else "the largest KL"
+        text = f"{split_of(runs)} image {arrays['grid_index'][i]}\n{share}\nof {arrays['grid_candidates']} images"
+        first.set_title(text, loc="left", fontsize=SMALL)
         for j, axes in enumerate(others):
             _density(axes, arrays, i, j)
             axes.scatter(*arrays["grid_samples"][i, j].T, s=1.5, color="black", alpha=0.5, linewidths=0)
             axes.tick_params(labelleft=j == 0)
-        kl = ["", *(f"KL {kl:.2g}, " for kl in arrays["grid_kl"][i, 1:])]
-        held = [f"{min(mass, 1):.1%} held" for mass in arrays["grid_mass"][i]]
-        titles = [f"{name}\n{text}{share}" for name, text, share in zip(names, kl, held, strict=True)]
+        kl = ["", *(f"{_kl(kl)}, " for kl in arrays["grid_kl"][i, 1:])]
+        titles = [
+            f"{n}\n{text}{held:.0%} held" for n, text, held in zip(names, kl, arrays["grid_held"][i], strict=True)
+        ]
         name_row(others, run if i == shown[0] else "", titles)
     return figure
 
@@ -72,24 +74,23 @@ def posterior_of_one_input(runs):
 def posterior_side_by_side(runs):
     """True posteriors of the same images under several nets, and each net's q, a row per run.
 
-    Reads split, image_shape [2], grid_x [n, features], grid_index [n], grid_share [s], grid_centre [n, 2],
-    grid_half [n], grid_log_density [n, 2 or more, side, side], grid_kl and grid_mass [n, 2 or more]; n - s images are
-    the same.
+    Reads split, image_shape [2], grid_x [n, features], grid_index [n], grid_share [s], what `_density` does, grid_kl
+    and grid_held [n, 2 or more]; n - s images are the same.
     """
     first = next(iter(runs.values()))
     count = len(first["grid_index"]) - len(first["grid_share"])
     caption = (
         "Blue: the true posterior p(z | x) of the image above. Red: the encoder's q(z | x). Lines: the smallest areas "
-        "that hold 50 % and 95 % of each. Every panel has a square of its own. KL(q ‖ p) in nats, on the square, "
-        "which holds the share of q that is named."
+        "that hold 50 % and 95 % of each, as far as the square reaches. Every panel has a square of its own. "
+        "KL(q ‖ p) in nats, of the whole of q, of which the square holds the share named."
     )
     figure = new_figure(f"Posteriors of the same {split_of(runs)} images", caption, 1.8 + 1.9 * len(runs))
     panels = figure.subplots(1 + len(runs), count, squeeze=False, height_ratios=[0.55] + [1] * len(runs))
     for axes, image in zip(panels[0], first["grid_x"], strict=False):
         _thumbnail(axes, image, image_shape_of(runs))
     for row, (run, arrays) in zip(panels[1:], runs.items(), strict=True):
-        measures = zip(arrays["grid_kl"][:count, 1], arrays["grid_mass"][:count, 1], strict=True)
-        name_row(row, run, [f"KL {kl:.3g}, {min(mass, 1):.0%} of q" for kl, mass in measures])
+        measures = zip(arrays["grid_kl"][:count, 1], arrays["grid_held"][:count, 1], strict=True)
+        name_row(row, run, [f"{_kl(kl)}, {held:.0%} of q" for kl, held in measures])
         for i, axes in enumerate(row):
             _density(axes, arrays, i, 0)
             _contours(axes, arrays, i, 1, colors=OTHER, linewidths=1.4)
@@ -106,8 +107,10 @@ def aggregate_over_training(runs):
     samples = {run: arrays["snapshot_posterior_samples"] for run, arrays in runs.items()}
     count = len(next(iter(samples.values()))[0])
     caption = f"One sample of q(z | x) for each of {count:,} {split_of(runs)} images. Not the posterior of any single "
-    caption += "image. Rings: the areas that hold 50 % and 95 % of the prior."
-    figure = new_figure("Aggregate posterior as the net was trained", caption, 0.9 + 2.8 * len(runs))
+    caption += (
+        "image. Rings: the areas that hold 50 % and 95 % of the prior. One coordinate in a thousand may lie outside."
+    )
+    figure = new_figure("Aggregate posterior as the net was trained", caption, 1.1 + 2.8 * len(runs))
     panels = figure.subplots(len(runs), len(epochs), squeeze=False, sharex=True, sharey=True)
     reach = max(np.quantile(np.abs(points), 0.999) for points in samples.values())
     for row, (run, arrays) in zip(panels, runs.items(), strict=True):
@@ -115,11 +118,10 @@ def aggregate_over_training(runs):
         for axes, epoch in zip(row, epochs, strict=True):
             points = samples[run][list(arrays["snapshot_epoch"]).index(epoch)]
             scatter_classes(axes, points, arrays["labels"][:count], classes, reach)
-            for level in LEVELS:
+            for level in RINGS:
                 radius = np.sqrt(-2 * np.log1p(-level))
                 axes.add_patch(Circle((0, 0), radius, fill=False, edgecolor="black", linewidth=1))
-            axes.tick_params(labelsize=SMALL)
-            axes.spines[["top", "right"]].set_visible(False)
+            label_axes(axes, "latent unit 1", "latent unit 2" if axes is row[0] else "")
     class_legend(figure, classes, loc="outside right center")
     return figure
 
@@ -160,7 +162,7 @@ def bound_against_k(runs):
     axes = figure.subplots()
     for i, (run, arrays) in enumerate(runs.items()):
         k, mean, error = (arrays[f"bound_{name}"] for name in ("k", "mean", "standard_error"))
-        label = f"{run}: {number(mean[0])} at k = 1, {number(mean[-1])} at k = {k[-1]}"
+        label = legend_label(run, f"{number(mean[0])} at k = 1, {number(mean[-1])} at k = {k[-1]}")
         axes.plot(k, mean, "o-", color=PALETTE[i % 10], markersize=4, label=label)
         axes.fill_between(k, mean - error, mean + error, color=PALETTE[i % 10], alpha=0.2, linewidth=0)
     axes.set_xscale("log")
@@ -174,11 +176,11 @@ def bound_against_k(runs):
 def log_weights(runs):
     """Histogram of the log importance weights (nats) of single images: their mean, and the log of the weights' mean.
 
-    Reads split, single_index [n], single_log_w [n, m].
+    Reads split, image_shape [2], single_index [n], single_x [n, features], single_log_w [n, m].
     """
     caption = (
         "In nats. Solid line: the mean of log w, the ELBO. Dashed: log of the mean of w, the estimate of log p(x). "
-        "Between them lies KL(q ‖ p): few weights at the right make the sum."
+        "The further they lie apart, the fewer of the samples, at the right, make up that sum."
     )
     figure, panels = _image_panels(runs, "Log importance weights of single images", caption, 2.1)
     for row, arrays in zip(panels, runs.values(), strict=True):
@@ -195,15 +197,18 @@ def log_weights(runs):
 def posterior_samples(runs):
     """Samples of q(z_1 | x) and of the posterior by sampling-importance-resampling, of single images, a row per run.
 
-    Reads split, single_index [n], single_k, single_samples [n, 2, m, 2] (resampled, q), single_projection ("latent" or
+    Reads split, image_shape [2], single_index [n], single_x [n, features], single_log_w [n, m], single_k,
+    single_samples [n, 2, m, 2] (resampled, q), single_projection ("latent" or
     "PCA"), single_explained [n, 2] (shares of the variance).
     """
     k = next(iter(runs.values()))["single_k"]
     caption = (
-        f"z_1, the layer nearest the data. Blue: one of each {k} samples of q, drawn by its weight, in place of the "
-        "posterior. Red: q(z_1 | x). PCA: of the active units of both together, image by image."
+        f"z_1, the layer nearest the data. Blue: one of each {k} samples of q, drawn by its weight: nearer to the "
+        "posterior than q, the more so the more of the samples are effective. Red: q(z_1 | x)."
     )
-    figure, panels = _image_panels(runs, "Posterior of single images by resampling, beside q", caption, 2.9)
+    if any(arrays["single_projection"] == "PCA" for arrays in runs.values()):
+        caption += " PCA: of the active units of both together, image by image."
+    figure, panels = _image_panels(runs, "Samples of q for single images, resampled by their weights", caption, 2.9)
     for row, arrays in zip(panels, runs.values(), strict=True):
         for i, axes in enumerate(row):
             resampled, q = arrays["single_samples"][i]
@@ -220,7 +225,14 @@ def _image_panels(runs, title, caption, height):
     figure = new_figure(title, caption, 0.7 + height * len(runs))
     panels = figure.subplots(len(runs), count, squeeze=False)
     for row, (run, arrays) in zip(panels, runs.items(), strict=True):
-        name_row(row, run, [f"{split_of(runs)} image {index}" for index in arrays["single_index"]])
+        log_w = np.float64(arrays["single_log_w"])
+        weights = np.exp(log_w - log_w.max(axis=1, keepdims=True))
+        effective = weights.sum(axis=1) ** 2 / np.sum(weights**2, axis=1)
+        about = f"of {log_w.shape[1]:,} samples"
+        titles = zip(arrays["single_index"], effective, strict=True)
+        name_row(row, run, [f"{split_of(runs)} image {index}:\n{n:.3g} {about} effective" for index, n in titles])
+        for axes, image in zip(row, arrays["single_x"], strict=True):
+            _thumbnail(axes.inset_axes((0.84, 1.01, 0.16, 0.16)), image, image_shape_of(runs))
     return figure, panels
 
 
@@ -237,8 +249,17 @@ def _thumbnail(axes, image, shape):
     axes.spines[:].set_visible(False)
 
 
+def _kl(nats):
+    """As much of a KL as its sampling error leaves."""
+    return f"KL {nats:.3g}" if nats > 0.1 else "KL < 0.1"
+
+
 def _density(axes, arrays, i, j):
-    """Density j of input i: shade, on the scale of the true posterior, and contours; the true posterior's, dashed."""
+    """Density j of input i: shade, on the scale of the true posterior, and contours; the true posterior's, dashed.
+
+    Reads grid_centre [n, 2], grid_half [n], grid_view [n, 2, 2] (the corners shown), grid_log_density
+    [n, 1 + c, side, side], grid_level [n, 1 + c, levels].
+    """
     log_p, half = arrays["grid_log_density"][i], arrays["grid_half"][i]
     x, y = arrays["grid_centre"][i]
     extent = (x - half, x + half, y - half, y + half)
@@ -247,19 +268,19 @@ def _density(axes, arrays, i, j):
     if j:
         _contours(axes, arrays, i, 0, colors=TRUE, linewidths=0.8, linestyles="dashed")
     _contours(axes, arrays, i, j, colors=OTHER if j else TRUE, linewidths=1.2)
-    axes.set(xlim=extent[:2], ylim=extent[2:])
+    (left, bottom), (right, top) = arrays["grid_view"][i]
+    axes.set(xlim=(left, right), ylim=(bottom, top), facecolor=colormaps["Blues"](0))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+        axis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
     axes.tick_params(labelsize=SMALL - 1)
     axes.spines[:].set_color("0.7")
 
 
 def _contours(axes, arrays, i, j, **style):
-    """The boundaries of the smallest areas that hold LEVELS of density j of input i on the grid."""
-    density, half = np.exp(arrays["grid_log_density"][i, j]), arrays["grid_half"][i]
-    by_size = np.sort(density, axis=None)[::-1]
-    held = np.cumsum(by_size) / by_size.sum()
-    levels = sorted({by_size[np.searchsorted(held, level)] for level in LEVELS})
-    steps = half * ((2 * np.arange(len(density)) + 1) / len(density) - 1)
+    """The lines at grid_level of density j of input i, those that lie on the grid."""
+    log_density, half = arrays["grid_log_density"][i, j], arrays["grid_half"][i]
+    levels = [level for level in sorted({*arrays["grid_level"][i, j]}) if log_density.min() < level < log_density.max()]
+    steps = half * ((2 * np.arange(len(log_density)) + 1) / len(log_density) - 1)
     x, y = arrays["grid_centre"][i]
-    axes.contour(x + steps, y + steps, density, levels=levels, **style)
+    if levels:
+        axes.contour(x + steps, y + steps, np.exp(log_density), levels=np.exp(levels), **style)

@@ -14,13 +14,14 @@ from models import split_seed
 
 KS = (1, 10, 100)  # samples of the importance-weighted posteriors; at 1 it is q itself
 POOL = 20_000  # importance samples of each input
-AVERAGED = 500  # at most so many draws of the other k - 1 samples make the mean that q_ew is
+AVERAGED = 2000  # at most so many draws of the other k - 1 samples make the mean that q_ew is
 WIDE = 6.0  # half the side of the square that holds the whole posterior, in standard deviations of the prior
 WIDE_SIDE = 201  # cells along its side
 SIDE = 121  # cells along a side of the square that is shown
 MASS = 0.999  # of the posterior, by highest density, that the square shown holds
 CANDIDATES = 200  # images among which those of unusual and of usual KL(q || p) are looked for
-CHOSEN = (0.95, 0.8, 0.5)  # shares of them whose KL is below that of the image chosen: the unusual, the typical
+CHOSEN = (1.0, 0.8, 0.5)  # shares of them whose KL is not above that of the image chosen: the unusual, the typical
+LEVELS = (0.5, 0.95)  # shares of a density that its contours hold
 BOUND_KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 BOUND_IMAGES = 200  # on which L_k is followed up to the last of these
 SAME = 5  # images whose posteriors every net shows on a grid
@@ -161,10 +162,28 @@ def shown_squares(model, x):
     return centre, half, log_outside + 2 * math.log(2 * WIDE / WIDE_SIDE)
 
 
-def kl(log_q, log_p, cell):
-    """KL(q || p) [n] in nats of two densities on a grid of cells of that area [n], each normalized there first."""
-    log_q, log_p = (part - logsumexp(part, axis=(0, 1)) for part in (log_q, log_p))
-    return np.sum(np.exp(log_q) * (log_q - log_p), axis=(0, 1))
+def group_weights(log_w, k):
+    """Weights [count, n], summing to 1, with which samples of q stand for q_ew: the average of what `resampled` draws.
+
+    Of each k samples one is drawn by its weight; the probabilities say more than the draws. Of an incomplete last group
+    the weights are 0.
+    """
+    groups, n = len(log_w) // k, log_w.shape[1]
+    weights = normalized_weights(log_w[: groups * k].reshape(k, groups * n)).numpy().reshape(groups * k, n) / groups
+    return np.pad(np.float64(weights), [(0, len(log_w) - groups * k), (0, 0)])
+
+
+def contour_levels(log_density, weights):
+    """Log densities [n, LEVELS] above which LEVELS of a distribution lie.
+
+    log_density, weights: [samples, n], of weighted samples or of all cells of a grid.
+    """
+    order = np.argsort(-log_density, axis=0)
+    held = np.cumsum(np.take_along_axis(weights, order, axis=0), axis=0)
+    last = [np.minimum(np.sum(held < level, axis=0), len(held) - 1) for level in LEVELS]
+    return np.stack(
+        [log_density[np.take_along_axis(order, at[None], axis=0)[0], range(len(at))] for at in last], axis=1
+    )
 
 
 def grid_samples(log_p, grid, cell, count, seed=0):
@@ -182,38 +201,52 @@ def grid_samples(log_p, grid, cell, count, seed=0):
 def grid_arrays(model, x, ks=KS, seed=0):
     """The posterior of each input x [n, features], q and q_ew at `ks`, on a grid: a net of two latent units.
 
-    Densities are in the order p, q_ew at each of ks: log densities [n, 1 + ks, side, side], their mass on the grid
-    [n, 1 + ks], KL(. || p) in nats [n, 1 + ks], and, where a k is above 1, samples [n, 1 + ks, POOL / last k, 2].
+    Densities are in the order p, q_ew at each of ks: log densities [n, 1 + ks, side, side], and samples [n, 1 + ks,
+    samples, 2]. What is true of the whole of each, wherever it lies: KL(. || p) in nats [n, 1 + ks], the share that the
+    grid holds [n, 1 + ks], and the log densities of the contours [n, 1 + ks, LEVELS]; of q and q_ew from POOL samples.
     """
     centre, half, log_outside = shown_squares(model, x)
-    grid, cell = square(centre, half, SIDE), (2 * half / SIDE) ** 2
+    grid, log_cell = square(centre, half, SIDE), 2 * np.log(2 * half / SIDE)
     log_joint, log_q = log_densities(model, x, grid)
-    log_evidence = np.logaddexp(logsumexp(log_joint, axis=(0, 1)) + np.log(cell), log_outside)
-    z, log_w = pool_of(model, x, POOL, seed) if max(ks) > 1 else (None, np.empty([0, len(x)]))
-    densities = [log_joint - log_evidence] + [log_q_ew(log_joint, log_q, log_w, k) for k in ks]
-    arrays = {
+    log_evidence = np.logaddexp(logsumexp(log_joint, axis=(0, 1)) + log_cell, log_outside)
+    log_p = log_joint - log_evidence
+    z, log_w = pool_of(model, x, POOL, seed)
+    q = model.encode(tf.constant(x))
+    log_q_at_z = norm.logpdf(z, q.mean(), q.stddev()).sum(axis=-1)
+    log_joint_at_z, inside = log_w + log_q_at_z, np.all(np.abs(z - centre) < half[:, None], axis=-1)
+    mass = np.exp(log_p + log_cell).reshape(-1, len(x))
+    whole = [(np.zeros(len(x)), mass.sum(axis=0), contour_levels(log_p.reshape(mass.shape), mass))]
+    densities, count = [log_p], POOL // max(*ks, 100)
+    samples = [grid_samples(log_p, grid, np.exp(log_cell), count, seed)]
+    for k in ks:
+        densities.append(log_q_ew(log_joint, log_q, log_w, k))
+        rows = (parts.reshape(len(z) // 100, 100, -1) for parts in (log_joint_at_z, log_q_at_z))
+        log_q_ew_at_z, weights = log_q_ew(*rows, log_w, k).reshape(log_w.shape), group_weights(log_w, k)
+        kl = log_evidence - np.sum(weights * (log_joint_at_z - log_q_ew_at_z), axis=0)
+        whole.append((kl, np.sum(weights * inside, axis=0), contour_levels(log_q_ew_at_z, weights)))
+        samples.append(resampled(z, log_w, k, seed)[:count].swapaxes(0, 1))
+    kls, held, levels = zip(*whole, strict=True)
+    return {
         "grid_k": ks,
         "grid_centre": centre,
         "grid_half": half,
+        "grid_view": np.stack([centre - half[:, None], centre + half[:, None]], axis=1),
         "grid_log_density": np.float32(densities).transpose(3, 0, 1, 2),
-        "grid_mass": np.transpose([np.exp(logsumexp(log_p, axis=(0, 1))) * cell for log_p in densities]),
-        "grid_kl": np.transpose([kl(log_p, densities[0], cell) for log_p in densities]),
+        "grid_kl": np.stack(kls, axis=1),
+        "grid_held": np.stack(held, axis=1),
+        "grid_level": np.stack(levels, axis=1),
+        "grid_samples": np.stack(samples, axis=1),
         "grid_log_p_x": log_evidence,
     }
-    if z is not None:
-        count = POOL // max(ks)
-        samples = [grid_samples(densities[0], grid, cell, count, seed)]
-        samples += [resampled(z, log_w, k, seed)[:count].swapaxes(0, 1) for k in ks]
-        arrays["grid_samples"] = np.stack(samples, axis=1)
-    return arrays
 
 
 def chosen_images(model, x, labels, seed=0):
     """Indices of the images whose posteriors are shown on a grid.
 
-    First the same SAME for every net, then those at CHOSEN shares of KL(q || p) = log p(x) - ELBO among CANDIDATES.
+    First the same SAME for every net, then those at CHOSEN shares of the first CANDIDATES by KL(q || p), which is not
+    below L_5000 - ELBO; by that they are ordered.
     """
-    order = np.argsort(np.subtract(*bounds(model, x[:CANDIDATES], 500, seed)))
+    order = np.argsort(np.subtract(*bounds(model, x[:CANDIDATES], 5000, seed)))
     by_kl = [order[int(share * (len(order) - 1))] for share in CHOSEN]
     return np.array([*shown_images(x, labels)[-SAME:], *by_kl])
 
@@ -248,6 +281,7 @@ def sample_arrays(model, x, labels=None, seed=0):
     return {
         "single_k": max(KS),
         "single_index": shown,
+        "single_x": x[shown],
         "single_log_w": log_w.T,
         "single_samples": np.stack([points.reshape(2, -1, 2) for points, _ in flat]),
         "single_explained": np.stack([shares for _, shares in flat]),
@@ -273,7 +307,13 @@ def snapshot_arrays(model, weights, x, labels=None, seed=0):
             z = model.encode(x[:AGGREGATED]).sample(seed=(seed, 1))
             at |= {"posterior_samples": z} | grid_arrays(model, x[same], (1,), seed)
         arrays.append(at)
-    return {f"snapshot_{name}": np.stack([at[name] for at in arrays]) for name in arrays[0]}
+    stacked = {name: np.stack([at[name] for at in arrays]) for name in arrays[0]}
+    if "grid_view" in stacked:  # one view of each image for all epochs: what moves and what shrinks is to be seen
+        low, high = stacked["grid_view"][:, :, 0].min(axis=0), stacked["grid_view"][:, :, 1].max(axis=0)
+        half = (high - low).max(axis=-1, keepdims=True) / 2
+        view = np.stack([(low + high) / 2 - half, (low + high) / 2 + half], axis=1)
+        stacked["grid_view"] = np.broadcast_to(view, stacked["grid_view"].shape)
+    return {f"snapshot_{name}": array for name, array in stacked.items()}
 
 
 def posterior_arrays(model, x_mean, x, labels=None, seed=0):
@@ -286,6 +326,7 @@ def posterior_arrays(model, x_mean, x, labels=None, seed=0):
         indices = chosen_images(model, x, labels, seed)
         arrays |= grid_arrays(model, x[indices], KS, seed)
         arrays |= {"grid_x": x[indices], "grid_x_mean": x_mean[indices], "grid_index": indices, "grid_share": CHOSEN}
+        arrays["grid_candidates"] = min(CANDIDATES, len(x))
         quantiles = norm.ppf((np.arange(21) + 0.5) / 21)
         manifold = np.stack(np.meshgrid(quantiles, quantiles[::-1]), axis=-1).reshape(-1, 2)
         arrays |= {"manifold": model.decode(np.float32(manifold)), "manifold_z": quantiles}

@@ -318,7 +318,7 @@ def compare(runs):
             paths = {run.label: run.results / "figures" / file for run in runs}
             if all(path.exists() for path in paths.values()):
                 made = draw({label: read_arrays(path) for label, path in paths.items()}, place / "comparison", plots)
-                text += "".join(f"\n![{Path(name).stem}](comparison/{name})\n" for name in made)
+                text += "".join(f"\n![{Path(name).stem.replace('_', ' ')}](comparison/{name})\n" for name in made)
         write_text(place / "comparison.md", text)
     print(f"comparison: {place}/comparison.md")
 

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from canvas import PALETTE, save_animation, save_figure
-from plotting import ANIMATIONS, COMPARISONS, DIAGNOSTICS, GRIDS, NEEDS, PLOTS
+from plotting import ANIMATIONS, COMPARISONS, DIAGNOSTICS, GRIDS, NEEDS, PLOTS, applicable
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,19 +51,23 @@ def posteriors(rng, images, features, tests):
     n, side = 7, 9
     arrays = {
         "grid_k": np.array([1, 10]),
-        "grid_share": np.array([0.95, 0.5]),
+        "grid_share": np.array([1.0, 0.5]),
         "grid_index": rng.integers(0, 100, n),
         "grid_x": rng.random((n, features)),
         "grid_centre": rng.normal(size=(n, 2)),
         "grid_half": rng.uniform(0.1, 2, n),
+        "grid_view": rng.normal(size=(n, 1, 2)) + [[[-3], [3]]],
         "grid_log_density": rng.normal(size=(n, 3, side, side)),
-        "grid_mass": rng.uniform(0.5, 1.1, (n, 3)),
+        "grid_level": np.sort(rng.normal(size=(n, 3, 2)))[..., ::-1],
+        "grid_held": rng.uniform(0.5, 1, (n, 3)),
+        "grid_candidates": np.array(200),
         "grid_kl": rng.lognormal(size=(n, 3)),
         "grid_samples": rng.normal(size=(n, 3, 20, 2)),
         "manifold": rng.random((25, features)),
         "manifold_z": np.linspace(-2, 2, 5),
         "single_k": np.array(100),
         "single_index": np.array([3, 2, 1]),
+        "single_x": rng.random((3, features)),
         "single_log_w": rng.normal(-90, 3, (3, 200)),
         "single_samples": rng.normal(size=(3, 2, 20, 2)),
         "single_explained": np.array([[0.3, 0.2]] * 3),
@@ -376,12 +380,11 @@ def test_posterior_of_one_input_shows_p_q_and_q_ew_on_one_scale_with_contours_of
         for j, axes in enumerate(others):
             assert np.array_equal(axes.images[0].get_array(), density[j])
             contour = [c for c in axes.collections if hasattr(c, "levels")][-1]
-            held = [density[j][density[j] >= level].sum() / density[j].sum() for level in contour.levels]
-            assert np.allclose(held, [0.95, 0.5], atol=density[j].max() / density[j].sum())
+            assert np.allclose(contour.levels, np.exp(arrays["grid_level"][i, j][::-1]))
             assert np.array_equal(axes.collections[-1].get_offsets(), arrays["grid_samples"][i, j])
             title = axes.get_title(loc="left")
-            assert (f"KL {arrays['grid_kl'][i, j]:.2g}" in title) == (j > 0)
-            assert f"{min(arrays['grid_mass'][i, j], 1):.1%} held" in title
+            assert (f"KL {arrays['grid_kl'][i, j]:.3g}" in title) == (j > 0)
+            assert f"{arrays['grid_held'][i, j]:.0%} held" in title
 
 
 def test_posterior_side_by_side_holds_the_images_that_runs_share():
@@ -390,8 +393,27 @@ def test_posterior_side_by_side_holds_the_images_that_runs_share():
     for row, arrays in zip(panels[1:], runs.values(), strict=True):
         for i, axes in enumerate(row):
             assert np.array_equal(axes.images[0].get_array(), np.exp(arrays["grid_log_density"][i, 0]))
-            held = min(arrays["grid_mass"][i, 1], 1)
+            held = arrays["grid_held"][i, 1]
             assert f"KL {arrays['grid_kl'][i, 1]:.3g}, {held:.0%} of q" in axes.get_title(loc="left")
+
+
+def test_levels_beyond_the_square_are_not_drawn_and_a_kl_within_its_error_is_not_written_out():
+    """No warning, no line; and what is left of the level that is on the grid."""
+    arrays = dict(RUNS["one"]["iwae"])
+    top = arrays["grid_log_density"].max()
+    arrays |= {"grid_level": np.full((7, 3, 2), [0.0, top + 1]), "grid_kl": np.full((7, 3), 0.03)}
+    figure = PLOTS["posterior_side_by_side"]({"iwae": arrays})
+    for axes in figure.axes[5:]:
+        assert all(len(c.levels) == 1 for c in axes.collections) and len(axes.collections) == 2
+        assert "KL < 0.1" in axes.get_title(loc="left")
+
+
+def test_runs_without_a_common_snapshot_have_no_figure_of_their_training():
+    first, second = (dict(arrays) for arrays in list(RUNS["three"].values())[:2])
+    assert "aggregate_over_training" in applicable(PLOTS, {"a": first, "b": second})
+    second["snapshot_epoch"] = np.array([5, 6, 7])
+    runs = {"a": first, "b": second}
+    assert "aggregate_over_training" not in applicable(PLOTS, runs) and not applicable(ANIMATIONS, runs)
 
 
 def test_aggregate_posterior_over_training_holds_the_epochs_that_all_runs_kept():
@@ -541,6 +563,16 @@ def test_no_text_of_three_long_runs_leaves_the_figure_or_overlaps_a_title(name):
     titles.append(figure._suptitle.get_window_extent(renderer))
     for i, one in enumerate(titles):
         assert not any(one.overlaps(other) for other in titles[i + 1 :])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("name", EVERY_PLOT)
+def test_nothing_is_printed_over_the_caption(name, count):
+    run = "mnist/iwae_l1_k50__epochs3__batch100__seed"
+    figure = EVERY_PLOT[name]({f"{run}{i}": RUNS["one"]["iwae"] for i in range(count)})
+    figure.draw_without_rendering()
+    caption = figure._supxlabel.get_window_extent(figure._get_renderer())
+    assert min(axes.get_tightbbox().y0 for axes in figure.axes) > caption.y1 - 0.5
 
 
 @pytest.fixture(scope="module")

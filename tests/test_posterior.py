@@ -55,7 +55,7 @@ def test_grid_posterior_integrates_to_one_and_has_the_moments_of_importance_samp
     z, log_w = np.float64(pool[0]), np.float64(pool[1])
     for i in range(N):
         p = np.exp(log_mass[i, 0])
-        assert arrays["grid_mass"][i, 0] == pytest.approx(p.sum(), abs=1e-5) and 0.98 < p.sum() <= 1.001
+        assert arrays["grid_held"][i, 0] == pytest.approx(p.sum(), abs=1e-5) and 0.98 < p.sum() <= 1
         weight = np.exp(log_w[:, i] - logsumexp(log_w[:, i]))
         error = np.std(np.exp(log_w[:, i] - log_w[:, i].max())) / np.exp(logsumexp(log_w[:, i] - log_w[:, i].max()))
         relative = error * np.sqrt(len(log_w))  # of the mean weight
@@ -68,14 +68,57 @@ def test_grid_posterior_integrates_to_one_and_has_the_moments_of_importance_samp
             assert np.all(np.abs(on_grid - sampled) < 5 * standard_error + 0.02)  # what the square leaves out
 
 
-def test_q_ew_is_q_at_one_sample_integrates_to_one_and_comes_nearer_with_k(arrays, net, x_small):
+def test_q_ew_is_q_at_one_sample_integrates_to_one_and_comes_nearer_with_k(arrays, net, x_small, pool):
+    """Its mass on the grid is the share of its samples there, within the error of the 2000 or 202 draws of its average.
+
+    KL(q || p) = log p(x) - ELBO; where the grid holds all of a density its sum over the grid is the KL as well.
+    """
     grid, log_mass = cells(arrays)
     log_q = posterior.log_densities(net, x_small[:N], grid)[1]
     np.testing.assert_allclose(arrays["grid_log_density"][:, 1], np.moveaxis(log_q, -1, 0), rtol=1e-4, atol=1e-4)
-    held, kl = arrays["grid_mass"], arrays["grid_kl"]
-    assert np.all(np.abs(held[:, 2:] - 1) < 0.1) and np.all(held[:, 1] < 1.001)
+    held, kl = arrays["grid_held"], arrays["grid_kl"]
+    np.testing.assert_allclose(np.exp(logsumexp(log_mass, axis=(2, 3))), held, atol=0.05)
+    np.testing.assert_allclose(held[:, 2:], 1, atol=0.01)  # of k = 10 and 100: q_ew lies where the posterior does
     assert np.all(kl[:, 0] == 0) and np.all(np.diff(kl[:, 1:], axis=1) < 0) and np.all(kl[:, 1] > 0.1)
     assert np.all(kl[:, 3] < kl[:, 1] / 10)
+    error = pool[1].std(axis=0) * np.sqrt(2 / len(pool[1]))
+    assert np.all(np.abs(arrays["grid_log_p_x"] - pool[1].mean(axis=0) - kl[:, 1]) < 5 * error)
+    log_p = log_mass[:, :1] - logsumexp(log_mass[:, :1], axis=(2, 3), keepdims=True)
+    log_q_ew = log_mass - logsumexp(log_mass, axis=(2, 3), keepdims=True)
+    on_grid = np.sum(np.exp(log_q_ew) * (log_q_ew - log_p), axis=(2, 3))
+    np.testing.assert_allclose(kl[:, 2:], on_grid[:, 2:], atol=0.05)
+
+
+def test_measures_are_of_the_whole_density_wherever_the_square_lies(arrays, net, x_small, pool, monkeypatch):
+    """In a smaller square only the share that it holds is another. The control: on that grid alone q has another KL."""
+    centre, half, log_p_x = arrays["grid_centre"], 0.2 * arrays["grid_half"], arrays["grid_log_p_x"]
+    log_joint, log_q = posterior.log_densities(net, x_small[:N], posterior.square(centre, half, 61))
+    log_inside = logsumexp(log_joint, axis=(0, 1)) + 2 * np.log(2 * half / 61)
+    log_outside = log_p_x + np.log1p(-np.exp(log_inside - log_p_x))
+    monkeypatch.setattr(posterior, "SIDE", 61)
+    monkeypatch.setattr(posterior, "shown_squares", lambda *_: (centre, half, log_outside))
+    part = posterior.grid_arrays(net, x_small[:N], (1, 10, 100), seed=1)
+    np.testing.assert_allclose(part["grid_kl"], arrays["grid_kl"], atol=1e-3)
+    np.testing.assert_allclose(part["grid_level"][:, 1:], arrays["grid_level"][:, 1:], atol=1e-3)
+    inside = np.all(np.abs(pool[0] - centre) < half[:, None], axis=-1)
+    np.testing.assert_allclose(part["grid_held"][:, 1], inside.mean(axis=0))
+    np.testing.assert_allclose(part["grid_held"][:, 0], np.exp(log_inside - log_p_x))
+    log_q, log_p = (part - logsumexp(part, axis=(0, 1)) for part in (log_q, log_joint))
+    on_grid = np.sum(np.exp(log_q) * (log_q - log_p), axis=(0, 1))
+    assert part["grid_held"][:, 1].max() < 0.5 and np.all(np.abs(on_grid - arrays["grid_kl"][:, 1]) > 0.1)
+
+
+def test_contour_levels_of_a_gaussian():
+    """Above (1 - m) of its highest density lies m of it: of samples, whatever their weights, and of a grid."""
+    rng, rings = np.random.default_rng(0), np.log(1 - np.array(posterior.LEVELS))
+    z = 2 * rng.normal(size=(200_000, 2))
+    weights, log_density = np.exp(-(z**2).sum(axis=-1) * 3 / 8), -(z**2).sum(axis=-1) / 2  # of a standard normal
+    found = posterior.contour_levels(log_density[:, None], weights[:, None] / weights.sum())
+    np.testing.assert_allclose(found[0], rings, atol=0.05)
+    x, y = np.meshgrid(np.linspace(-5, 5, 201), np.linspace(-5, 5, 201))
+    log_density = (-(x**2 + y**2) / 2).reshape(-1, 1)
+    found = posterior.contour_levels(log_density, np.exp(log_density) / np.exp(log_density).sum())
+    np.testing.assert_allclose(found[0], rings, atol=0.01)
 
 
 def test_resampling_draws_from_q_ew(arrays, pool):
