@@ -101,7 +101,7 @@ def inconsistencies(p, legal):
             found.append(f"{name} = {value}: objective {p.objective!r} {'needs' if takes else 'does not take'} a value")
     if legal("epochs") and p.schedule == "paper" and p.epochs and p.epochs > PAPER_EPOCHS:
         found.append(f"epochs = {p.epochs}: the paper's schedule has {PAPER_EPOCHS}")
-    if legal("snapshot_epochs", "epochs", "schedule"):
+    if legal("snapshot_epochs", "epochs", "schedule", "k"):
         epochs = len(plan_epochs(p))
         if max(p.snapshot_epochs, default=0) > epochs:
             kept = ",".join(str(epoch) for epoch in p.snapshot_epochs if epoch <= epochs) or "()"

@@ -46,7 +46,7 @@ class Parameters:
     latent_units: tuple = (50,)  # units of each stochastic layer, nearest the data first
     hidden_units: tuple = ((200, 200),)  # for each stochastic layer: the tanh layers between it and what lies below
     likelihood: str = "bernoulli"  # bernoulli, or gaussian for continuous data
-    schedule: str = "quick"  # quick, hold or paper: passes and learning rates (schedules.py)
+    schedule: str = "quick"  # quick, hold, fast or paper: passes and learning rates (schedules.py)
     epochs: int | None = None  # passes over the training images; cuts `paper` short, rescales others; None: all
     batch: int = 20  # images per step
     optimizer: str = "adam"  # adam or muon
@@ -112,6 +112,12 @@ def run_named(name, **others):
 
 
 NAMED_RUNS = {name: run_named(name, schedule="paper", k_evaluation=5000) for name in PAPER}
+# The paper's cells, and dreg, by a recipe that takes minutes where the paper's takes hours.
+FAST = {"schedule": "fast", "optimizer": "muon", "batch": 100, "epsilon": 1e-8, "ema": 0.997, "k_evaluation": 5000}
+NAMED_RUNS |= {
+    f"{name}_fast": run_named(name, backward_samples=16 if name.endswith("k50") else None, **FAST)
+    for name in (*PAPER, "dreg_l1_k5", "dreg_l1_k50", "dreg_l2_k5", "dreg_l2_k50")
+}
 POSTERIOR_2D = ("vae_2d_k5", "iwae_2d_k1", "iwae_2d_k5", "iwae_2d_k30", "iwae_2d_k50")
 TRAINED_2D = {"schedule": "hold", "epochs": 30, "snapshot_epochs": (1, 2, 4, 8, 16)}
 NAMED_RUNS |= {name: run_named(name, **TRAINED_2D) for name in POSTERIOR_2D}
@@ -174,6 +180,7 @@ def list_runs():
     for name, (nll, active) in PAPER.items():
         also = "".join(f"   also called {alias}" for alias, run in ALIASES.items() if run == name)
         print(f"{name:<14}{nll:>11.2f}{active:>14}{also}")
+    print(f"\nThe same in minutes, by the `fast` schedule: {', '.join(n for n in NAMED_RUNS if n.endswith('_fast'))}")
     for name in GROUPS:
         print(f"\n{name}: {', '.join(run for run, _ in resolve([name], {}))}")
     print(f"\nPARAMETERS of experiments.py, trained with one objective: {', '.join(OBJECTIVES)}")

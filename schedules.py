@@ -7,12 +7,12 @@ import numpy as np
 
 
 class Stage(NamedTuple):
-    """Part of a schedule: the learning rate goes linearly from one value to the other; k None is the run's own."""
+    """Part of a schedule: the learning rate goes linearly from one value to the other."""
 
     epochs: int
     rate_from: float
     rate_to: float
-    k: int | None = None
+    k: int | None = None  # at most so many samples; None: the run's own k
 
 
 SCHEDULES = {
@@ -22,6 +22,8 @@ SCHEDULES = {
     "quick": [Stage(16, 0.001, 0.0)],
     # Higher rates for longer: a lower NLL after as many passes, but IWAE and VAE lie closer together.
     "hold": [Stage(8, 0.001, 0.001), Stage(8, 0.001, 0.0)],
+    # For the paper's quality in an hour, with Muon and batches of 100: few samples until the net is worth more.
+    "fast": [Stage(2, 0.0, 0.0025, 5), Stage(68, 0.0025, 0.00115, 5), Stage(60, 0.00115, 0.0)],
 }
 PAPER_EPOCHS = sum(stage.epochs for stage in SCHEDULES["paper"])
 
@@ -36,7 +38,8 @@ def stages_of(schedule, epochs=None):
     if epochs is not None and schedule == "paper":
         ends = np.minimum(ends, epochs)
     elif epochs is not None:
-        ends = (2 * ends * epochs + ends[-1] - 1) // (2 * ends[-1])  # rounded; halves down, to keep the last stage
+        ends = (2 * ends * epochs + ends[-1] - 1) // (2 * ends[-1])  # rounded, halves down
+        ends[:-1] = np.minimum(ends[:-1], epochs - 1)  # the last stage keeps an epoch
     lengths = np.diff(ends, prepend=0).tolist()
     return [stage._replace(epochs=n) for stage, n in zip(stages, lengths, strict=True) if n]
 
@@ -56,7 +59,7 @@ def plan_epochs(parameters):
     for stage in stages_of(parameters.schedule, parameters.epochs):
         rates = np.linspace(stage.rate_from, stage.rate_to, stage.epochs + 1).tolist()
         for rate_from, rate_to in itertools.pairwise(rates):
-            plan.append(Epoch(len(plan) + 1, stage.k or parameters.k, rate_from, rate_to))
+            plan.append(Epoch(len(plan) + 1, min(stage.k or parameters.k, parameters.k), rate_from, rate_to))
     return plan
 
 

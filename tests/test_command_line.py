@@ -192,7 +192,7 @@ BAD = {
     "latent_units": (UNITS, [(), (0,), (50.0,), (True,), 50, [50], "50", ((50,),), None]),
     "hidden_units": (NESTED, [(200, 200), ((),), ((0,),), ((2.0,),), ((True,),), [[200]], ([200],), 200, None]),
     "likelihood": ("one of bernoulli, gaussian", ["normal", None, 0]),
-    "schedule": ("one of paper, quick, hold", ["slow", None, 3]),
+    "schedule": ("one of paper, quick, hold, fast", ["slow", None, 3]),
     "epochs": (NONE_COUNT, [0, -3, 2.5, True, "3"]),
     "batch": (COUNT, [0, -20, 20.0, True, None]),
     "optimizer": ("one of adam, muon", ["sgd", None, 1]),
@@ -421,7 +421,8 @@ NETS = {"1": ((50,), ((200, 200),)), "2": ((100, 50), ((200, 200), (100, 100)))}
 def test_ten_cells():
     assert len(CELLS) == 10
     assert set(PAPER) == {f"{objective}_l{layers}_k{k}" for objective, layers, k, *_ in CELLS}
-    assert set(NAMED_RUNS) == {*PAPER, *POSTERIOR_2D}
+    fast = {f"{name}_fast" for name in (*PAPER, "dreg_l1_k5", "dreg_l1_k50", "dreg_l2_k5", "dreg_l2_k50")}
+    assert set(NAMED_RUNS) == {*PAPER, *POSTERIOR_2D, *fast}
     assert not set(ALIASES) & set(NAMED_RUNS) and not set(OBJECTIVES) & (set(NAMED_RUNS) | set(ALIASES))
 
 

@@ -1,6 +1,7 @@
 """training.py: schedules, data order, binarisation, optimizers, averaged weights, checkpoints."""
 
 import gc
+import itertools
 import signal
 from dataclasses import replace
 
@@ -63,7 +64,9 @@ def test_epochs_rescale_other_schedules(schedule, epochs):
 def test_learning_rates_meet_from_epoch_to_epoch(schedule):
     plan = plan_epochs(replace(TINY, schedule=schedule, epochs=None))
     assert [epoch.number for epoch in plan] == list(range(1, len(plan) + 1))
-    assert all(epoch.k >= 1 and epoch.rate_from >= epoch.rate_to >= 0 for epoch in plan)
+    assert all(epoch.k >= 1 and epoch.rate_from >= 0 and epoch.rate_to >= 0 for epoch in plan)
+    if schedule != "paper":  # which has steps
+        assert all(a.rate_to == pytest.approx(b.rate_from) for a, b in itertools.pairwise(plan))
     _, rates, _ = epoch_inputs(plan[-1], 60, TINY)
     assert rates[0] == np.float32(plan[-1].rate_from) and rates.dtype == np.float32
 
@@ -72,6 +75,7 @@ def test_stages_may_have_a_k_of_their_own(monkeypatch):
     stages = [Stage(1, 1e-3, 1e-3, k=1), Stage(1, 1e-3, 0.0)]
     monkeypatch.setitem(SCHEDULES, "quick", stages)
     assert [epoch.k for epoch in plan_epochs(replace(TINY, epochs=None))] == [1, 2]
+    assert [epoch.k for epoch in plan_epochs(replace(TINY, epochs=None, k=1))] == [1, 1]
 
 
 def test_every_epoch_has_a_new_permutation_without_the_last_incomplete_batch():
