@@ -230,9 +230,9 @@ def _image_panels(runs, title, caption, height):
         effective = weights.sum(axis=1) ** 2 / np.sum(weights**2, axis=1)
         about = f"of {log_w.shape[1]:,} samples"
         titles = zip(arrays["single_index"], effective, strict=True)
-        name_row(row, run, [f"{split_of(runs)} image {index}:\n{n:.3g} {about} effective" for index, n in titles])
+        name_row(row, run, [f"{split_of(runs)} image {index}:\n{n:,.0f} {about} effective" for index, n in titles])
         for axes, image in zip(row, arrays["single_x"], strict=True):
-            _thumbnail(axes.inset_axes((0.84, 1.01, 0.16, 0.16)), image, image_shape_of(runs))
+            _thumbnail(axes.inset_axes((0.82, 0.78, 0.18, 0.22)), image, image_shape_of(runs))
     return figure, panels
 
 
