@@ -163,8 +163,9 @@ def resolve(names, overrides, wrong=()):
     taken = {OBJECTIVE_PARAMETERS.get(parameters.objective) for _, parameters in asked} - {None}
     for base, parameters in asked:  # of several runs, a parameter of an objective is for those that take it
         parameters = replace(parameters, **dict.fromkeys(taken - {OBJECTIVE_PARAMETERS.get(parameters.objective)}))
-        wrong += problems(parameters)
-        if parameters.binarization == own_binarization(parameters.dataset):
+        found = problems(parameters)
+        wrong += found
+        if not found and parameters.binarization == own_binarization(parameters.dataset):
             parameters = replace(parameters, binarization=None)
         runs[run_name(base, parameters)] = parameters
     for field in EVALUATION:

@@ -457,6 +457,18 @@ def test_doubles_run_once_and_order_is_kept():
     assert len({run_name(("run", BASE), replace(BASE, clip_norm=limit)) for limit in (1, 1.0)}) == 1
 
 
+def test_of_several_runs_a_parameter_is_for_those_that_take_it():
+    runs = dict(resolve(["vae", "ciwae", "miwae"], {"k": 4, "beta": 0.5, "groups": 2}))
+    assert list(runs) == ["vae__k4", "ciwae__beta0.5__k4", "miwae__groups2__k4"]
+    assert "does not take a value" in leaves(resolve, ["vae", "ciwae"], {"beta": 0.5, "groups": 1})
+    assert "does not take a value" in leaves(resolve, ["vae"], {"beta": 0.5})
+
+
+def test_a_binarization_that_is_the_data_sets_own_is_no_other_run():
+    assert resolve(["vae"], {"binarization": "stochastic"}) == resolve(["vae"], {})
+    assert dict(resolve(["vae"], {"binarization": "fixed"})).keys() == {"vae__binarizationfixed"}
+
+
 def test_objective_alone_is_one_run():
     ((name, parameters),) = resolve([], {"objective": "dreg"})
     assert name == "dreg" and parameters == replace(PARAMETERS, objective="dreg")

@@ -192,3 +192,11 @@ def test_resampled_reconstruction_prefers_heavy_samples(small_net, x_small):
 
     difference, error = evaluation.paired_difference(log_p(by_resampling), log_p(by_sample))
     assert difference > 5 * error
+
+
+@pytest.mark.parametrize("n", [2, 6, 30])
+def test_shown_images_are_there(n):
+    """Without labels the first ten, or as many as there are; with labels the first of each class."""
+    x = np.zeros((n, 3))
+    assert evaluation.shown_images(x, None).tolist() == list(range(min(n, 10)))
+    assert evaluation.shown_images(x, np.arange(n) % 2).tolist() == [0, 1]
