@@ -102,6 +102,9 @@ def parse_omniglot(contents: dict[str, bytes]) -> dict[str, np.ndarray]:
 
     with reading("chardata.mat cannot be read as OMNIGLOT", DatasetError):
         mat = loadmat(io.BytesIO(contents["chardata.mat"]))
+        for name in ("data", "testdata"):
+            shape = mat[name].shape
+            require(shape[0] == 784 and shape[1] > 0, f"{name} has shape {shape}; legal is [784, images]")
         order = np.random.RandomState(123).permutation(mat["data"].shape[1])
         x, y = upright(mat["data"])[order], mat["target"].argmax(axis=0)[order]
         test = {"x_test": upright(mat["testdata"]), "y_test": mat["testtarget"].argmax(axis=0)}
