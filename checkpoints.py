@@ -1,6 +1,8 @@
 """The states of a training on disk, by tf.train.Checkpoint: whole, verified, the last two."""
 
 import contextlib
+import errno
+import os
 import sys
 import time
 
@@ -57,7 +59,7 @@ class Checkpoints:
     def restore(self):
         """Take the newest undamaged state; damaged ones are told, and put out of the way. Whether there was one.
 
-        Raises OSError for a state of other variables than these.
+        Raises OSError for a state of other variables than these, and where there is no right to read one.
         """
         found, damaged = None, []
         for path in reversed(self.generations()):
@@ -65,7 +67,9 @@ class Checkpoints:
                 verify(path / "state")  # before any variable is changed
                 found = path
                 break
-            except DAMAGE:
+            except DAMAGE as error:
+                if os.strerror(errno.EACCES) in str(error):
+                    raise OSError(f"no right to read {path}: give it, and the same command goes on") from error
                 aside = path.with_name(f"damaged.{path.name}")
                 remove(aside)
                 damaged.append(path.rename(aside))

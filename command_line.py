@@ -24,6 +24,7 @@ LIKELIHOODS = ("bernoulli", "gaussian")
 SPLITS = ("train", "validation", "test")
 UNITS = ("all", "active")
 FLOAT32 = {"low": 2.0**-126, "below": 2.0**128}  # normal positive numbers of 32 bits: any other is 0 there, or infinite
+BELOW_1 = 1 - 2.0**-25  # from here on 32 bits round to 1
 SWITCHES = ("pretrained", "train", "evaluate", "plot", "diagnose")
 NAMES = {"dataset": tuple(DATASETS), "binarization": BINARIZATIONS, "objective": OBJECTIVES, "schedule": SCHEDULES}
 NAMES |= {"optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "split": SPLITS, "units": UNITS}
@@ -39,15 +40,25 @@ def is_number(value, kind=(int, float), low=0, below=float("inf")):
     return isinstance(value, kind) and not isinstance(value, bool) and low <= value < below
 
 
+def is_count(value, below=2**31):
+    """Whether value is an integer from 1 on that 32 bits hold, or below another bound."""
+    return is_number(value, int, 1, below)
+
+
+def is_folder(value):
+    """Whether value names a folder."""
+    return isinstance(value, str) and value != ""
+
+
 def is_counts(value, length=0):
-    """Whether value is a tuple of at least so many positive integers."""
-    return isinstance(value, tuple) and len(value) >= length and all(is_number(n, int, 1) for n in value)
+    """Whether value is a tuple of at least so many integers from 1 to 99999."""
+    return isinstance(value, tuple) and len(value) >= length and all(is_count(n, 10**5) for n in value)
 
 
 def illegal_values(p):
     """{field: a line with its value and the legal ones} for every value of a run that is not."""
     nested = isinstance(p.hidden_units, tuple) and all(is_counts(units, 1) for units in p.hidden_units)
-    decay, count = "a number in [0, 1)", "an integer of 1 or more"
+    decay, count = "a number in [0, 1), and not so near to 1 that 32 bits round it", "an integer from 1 to 2147483647"
     positive = "a number above 0 that 32 bits hold: from 1.18e-38 to 3.40e+38"
     known_data = isinstance(p.dataset, str) and (p.dataset in DATASETS or p.dataset.endswith(".npz"))
     rules = [
@@ -55,24 +66,27 @@ def illegal_values(p):
         ("binarization", p.binarization in (None, *BINARIZATIONS), f"None or one of {', '.join(BINARIZATIONS)}"),
         ("objective", p.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
         ("beta", p.beta is None or is_number(p.beta) and p.beta <= 1, "None or a number in [0, 1]"),
-        ("groups", p.groups is None or is_number(p.groups, int, 1), f"None or {count}"),
-        ("alpha", p.alpha is None or is_number(p.alpha, below=1), f"None or {decay}"),
-        ("k", is_number(p.k, int, 1), count),
-        ("latent_units", is_counts(p.latent_units, 1), "a tuple of positive integers, such as (100, 50)"),
-        ("hidden_units", nested, "a tuple of tuples of positive integers, such as ((200, 200), (100, 100))"),
+        ("groups", p.groups is None or is_count(p.groups), f"None or {count}"),
+        ("alpha", p.alpha is None or is_number(p.alpha, below=BELOW_1), f"None or {decay}"),
+        ("k", is_count(p.k), count),
+        ("latent_units", is_counts(p.latent_units, 1), "a tuple of integers from 1 to 99999, such as (100, 50)"),
+        ("hidden_units", nested, "a tuple of tuples of integers from 1 to 99999, such as ((200, 200), (100, 100))"),
         ("likelihood", p.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}"),
-        ("schedule", p.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-        ("epochs", p.epochs is None or is_number(p.epochs, int, 1), f"None or {count}"),
-        ("batch", is_number(p.batch, int, 1), count),
+        ("schedule", p.schedule in tuple(SCHEDULES), f"one of {', '.join(SCHEDULES)}"),
+        ("epochs", p.epochs is None or is_count(p.epochs, 10**5), "None or an integer from 1 to 99999"),
+        ("batch", is_count(p.batch), count),
         ("optimizer", p.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-        *[(name, is_number(getattr(p, name), below=1), decay) for name in ("beta_1", "beta_2", "momentum", "ema")],
+        *[
+            (name, is_number(getattr(p, name), below=BELOW_1), decay)
+            for name in ("beta_1", "beta_2", "momentum", "ema")
+        ],
         ("clip_norm", p.clip_norm is None or is_number(p.clip_norm, **FLOAT32), f"None or {positive}"),
         ("epsilon", is_number(p.epsilon, **FLOAT32), positive),
-        ("backward_samples", p.backward_samples is None or is_number(p.backward_samples, int, 1), f"None or {count}"),
-        ("snapshot_epochs", is_counts(p.snapshot_epochs), "a tuple of positive integers, such as (1, 16, 30)"),
-        ("init_from", p.init_from is None or isinstance(p.init_from, str), "None or the folder of a trained run"),
+        ("backward_samples", p.backward_samples is None or is_count(p.backward_samples), f"None or {count}"),
+        ("snapshot_epochs", is_counts(p.snapshot_epochs), "a tuple of integers from 1 to 99999, such as (1, 16, 30)"),
+        ("init_from", p.init_from is None or is_folder(p.init_from), "None or the folder of a trained run"),
         ("seed", is_number(p.seed, int, below=2**31), "an integer from 0 to 2147483647"),
-        ("k_evaluation", is_number(p.k_evaluation, int, 1), count),
+        ("k_evaluation", is_count(p.k_evaluation), count),
         ("split", p.split in SPLITS, f"one of {', '.join(SPLITS)}"),
         ("images", p.images is None or is_number(p.images, int, 2), "None or an integer of 2 or more"),
         ("units", p.units in UNITS, f"one of {', '.join(UNITS)}"),

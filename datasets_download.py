@@ -12,6 +12,7 @@ import difflib
 import io
 import math
 import os
+import signal
 import sys
 import tempfile
 import zipfile
@@ -184,6 +185,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     broken = (
         f"{path} is not an .npz file of plain arrays, or a broken one; delete it to fetch it again, if it was fetched"
     )
+    require(os.access(path, os.R_OK), f"no right to read {path}: give it, and run this again")
     require(zipfile.is_zipfile(path), broken)
     with reading(broken, DatasetError), np.load(path, allow_pickle=False) as archive:
         found = archive.files
@@ -340,4 +342,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("datasets_download.py: stopped; nothing is left half-written, run it again")

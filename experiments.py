@@ -142,9 +142,11 @@ def runs_called(name):
     """[((name, base run), Parameters)] that a word of the command line stands for: see `command_line.run_name`."""
     name = ALIASES.get(name, name)
     runs = GROUPS.get(name) or [NAMED_RUNS.get(name) or replace(PARAMETERS, objective=name)]
-    names = {run: name for name, run in NAMED_RUNS.items()}
-    unnamed = [(run.objective, Parameters(objective=run.objective)) for run in runs]
-    return [((names[run], run) if run in names else base, run) for run, base in zip(runs, unnamed, strict=True)]
+    bases = [next((named for named in NAMED_RUNS.items() if named[1] == run), None) for run in runs]
+    return [
+        (base or (run.objective, Parameters(objective=run.objective)), run)
+        for base, run in zip(bases, runs, strict=True)
+    ]
 
 
 def resolve(names, overrides, wrong=()):

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -20,6 +21,12 @@ def unwritable(path, reason):
     """The error of a file that cannot be written: what, where, the way out."""
     way_out = "make room or give the right to write, and the same command goes on, or name another folder"
     return OSError(f"cannot write {path}: {reason}; what was there before stands. Way out: {way_out}")
+
+
+def system_reason(error):
+    """What the system said, of an error that only quotes it: its number, or its first line."""
+    found = re.search(r"errno = (\d+)", str(error))
+    return os.strerror(int(found[1])) if found else str(error).partition("\n")[0]
 
 
 def remove(path):
@@ -52,8 +59,10 @@ def whole_file(path):
         for part in (partial, *partial.rglob("*")):
             sync(part)  # before the name: a power cut leaves the old file or the new one
         os.replace(partial, path)
-    except OSError as error:
-        raise unwritable(path, error.strerror or error) from error
+    except (OSError, RuntimeError) as error:  # h5py has either for a full disk, in several lines
+        if isinstance(error, RuntimeError) and "errno" not in str(error):
+            raise
+        raise unwritable(path, getattr(error, "strerror", None) or system_reason(error)) from error
     finally:
         with contextlib.suppress(OSError):  # where nothing can be written nothing can be deleted either
             remove(partial)
@@ -70,6 +79,8 @@ def reading(message, error=OSError):
     """Whatever a reader of files stumbles over becomes one line: json, zip, npy, mat and h5 have no list of it."""
     try:
         yield
+    except PermissionError as reason:
+        raise error(f"no right to read {reason.filename}; way out: give it, and the same command goes on") from reason
     except Exception as reason:
         raise error(f"{message} ({type(reason).__name__}: {textwrap.shorten(str(reason), 200)})") from reason
 

@@ -50,18 +50,13 @@ def versions():
 
 
 def settings(parameters, data):
-    """What parameters.json holds: every field, the features that the networks read, digests of what it starts from.
-
-    Leaves where the weights of `init_from` are not there, or those of another net.
-    """
+    """What parameters.json holds: every field, the features that the networks read, a digest of the data, versions."""
     read = {"features": data.x_train.shape[1], "data": digest(data.x_train, data.x_validation)}
-    if parameters.init_from:
-        read["initial_weights"] = digest(initial_weights(parameters, read["features"]).read_bytes())
     return json.loads(json.dumps(asdict(parameters) | read | versions()))
 
 
-def initial_weights(parameters, features):
-    """The file of the weights that a run starts from; leaves where there is none, or that of another net."""
+def check_initial(parameters, features):
+    """Leave where the run that `init_from` names is not trained, or is another net."""
     folder, ours = Path(parameters.init_from), asdict(parameters) | {"features": features}
     if not (folder / "model.weights.h5").exists():
         sys.exit(f"experiments.py: init_from = {folder}: no trained run, for it has no model.weights.h5")
@@ -70,7 +65,6 @@ def initial_weights(parameters, features):
         nets = [json.dumps({name: net[name] for name in NET}) for net in (theirs, ours)]
     if nets[0] != nets[1]:
         sys.exit(f"experiments.py: init_from = {folder}: its net is {nets[0]}, that of this run {nets[1]}")
-    return folder / "model.weights.h5"
 
 
 class Run(NamedTuple):
@@ -92,11 +86,13 @@ def open_run(name, parameters, data):
     folder = Path(parameters.results_dir) / data.name / f"{name}__seed{parameters.seed}"
     if parameters.pretrained and not any((folder / name).exists() for name in ("model.weights.h5", "checkpoints")):
         take_released(folder)
-    results, ours = results_folder(folder, parameters), settings(parameters, data)
+    results = results_folder(folder, parameters)
     trained = (folder / "model.weights.h5").exists()
     if trained or any((folder / name).exists() for name in ("parameters.json", "checkpoints")):
-        ignored = NOT_IN_NAME - {"dataset", "seed"} | {"init_from"} | (set(PACKAGES) if trained else set())
-        check_parameters(folder, ours, ignored)
+        ignored = NOT_IN_NAME - {"dataset", "seed"} | (set(PACKAGES) if trained else set())
+        check_parameters(folder, settings(parameters, data), ignored)
+    elif parameters.init_from:
+        check_initial(parameters, data.x_train.shape[1])
     if not trained and (parameters.pretrained or not parameters.train):
         way_out = f"run the same command without --{'pretrained' if parameters.pretrained else 'train false'}"
         sys.exit(f"experiments.py: no trained model in {folder}: {way_out}")
@@ -106,17 +102,16 @@ def open_run(name, parameters, data):
 
 
 def take_released(folder):
-    """Copy the run of that name from pretrained/ to its folder; leaves where none was released."""
+    """Copy the run of that name from pretrained/ to its folder, the weights last; leaves where none was released."""
     source = RELEASED / folder.parent.name / folder.name
     if not source.is_dir():
         released = ", ".join(sorted(path.name for path in RELEASED.glob("*/*")))
         sys.exit(f"experiments.py: --pretrained: {folder.name} was not released; there are: {released}")
 
-    def copy(file, to):
-        with whole_file(Path(to)) as partial:
+    files = [path for path in source.rglob("*") if path.is_file() and path.name != ".lock"]
+    for file in sorted(files, key=lambda path: path.name == "model.weights.h5"):
+        with whole_file(folder / file.relative_to(source)) as partial:
             shutil.copyfile(file, partial)
-
-    shutil.copytree(source, folder, copy_function=copy, dirs_exist_ok=True)
 
 
 def results_folder(folder, parameters):
@@ -141,12 +136,13 @@ def train_run(run):
         way_out = f", and the weights of epochs {lost} were not kept: for them delete {folder}, or name another place"
         print(f"{folder.name}: trained already" + (way_out + " by --results_dir") * bool(lost))
         return
+    begun = (folder / "checkpoints").exists()  # then its checkpoint has all that it needs
+    first = load_model(Path(parameters.init_from)) if parameters.init_from and not begun else None
     write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
-    if parameters.init_from:
-        with reading(damaged(Path(parameters.init_from) / "model.weights.h5", "name another run by --init_from")):
-            model.load_weights(initial_weights(parameters, data.x_train.shape[1]))
+    if first is not None:
+        model.set_weights(first.get_weights())
     x_validation = binarize(data.x_validation, data.binarization, EVALUATION_SEED)
     validation_bound = mean_bound(model, x_validation, objective_of(parameters), parameters.k)
     images = functools.partial(tensorboard_images, model, x_validation[:SHOWN], data.image_shape)
@@ -214,6 +210,14 @@ def write_results(run, model, x, of):
     title, kept = f"{run.folder.name} L_k", run.results / "evaluation" / f"{of['evaluation']}.npz"
     parameters, log = run.parameters, read_log(run.folder, len(plan_epochs(run.parameters)))
     log_likelihoods, elbos = bounds(model, x, parameters.k_evaluation, EVALUATION_SEED, title, kept)
+    lost = np.flatnonzero(~np.isfinite(log_likelihoods + elbos))
+    if len(lost):
+        way_out = (
+            "are the weights damaged? Delete model.weights.h5, and the same command makes it of the last checkpoint"
+        )
+        raise FloatingPointError(
+            f"{run.label}: log-likelihood or ELBO of images {lost[:10].tolist()} not finite: {way_out}"
+        )
     results = {
         "nll": -float(np.mean(log_likelihoods, dtype=np.float64)),
         "nll_standard_error": float(np.std(log_likelihoods, ddof=1, dtype=np.float64) / np.sqrt(len(x))),

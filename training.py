@@ -330,7 +330,8 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
     if plan:
         seconds = estimate_seconds(stretches, plan, len(x_train), parameters, variables)
         print(f"{folder.name}: {describe(plan, parameters)}: about {duration(seconds)} on this machine", flush=True)
-    writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
+    with tensorflow_writes(folder / "tensorboard"):
+        writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
     bar = tqdm(total=len(plan) * (len(x_train) // parameters.batch), unit="step", desc=folder.name, disable=not plan)
     with bar, stop_asked() as asked:
         for epoch in plan:

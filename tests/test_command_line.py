@@ -174,12 +174,12 @@ def test_wrong_words_and_values_are_reported_at_once():
 
 # Legal values.
 
-COUNT = "an integer of 1 or more"
+COUNT = "an integer from 1 to 2147483647"
 DECAY = "a number in [0, 1)"
 POSITIVE = "a number above 0"
-NONE_COUNT = "None or an integer of 1 or more"
-UNITS = "a tuple of positive integers, such as"
-NESTED = "a tuple of tuples of positive integers, such as ((200, 200), (100, 100))"
+NONE_COUNT = f"None or {COUNT}"
+UNITS = "a tuple of integers from 1 to 99999, such as"
+NESTED = "a tuple of tuples of integers from 1 to 99999, such as ((200, 200), (100, 100))"
 NAN, INF = float("nan"), float("inf")
 BAD = {
     "dataset": ("one of mnist, ", ["mnits", "file.csv", 3, None, ("mnist",)]),
@@ -188,25 +188,25 @@ BAD = {
     "beta": ("None or a number in [0, 1]", [-0.1, 1.1, True, "0.5", NAN]),
     "groups": (NONE_COUNT, [0, -1, 2.0, True, "2"]),
     "alpha": ("None or a number in [0, 1)", [1, 1.0, -0.1, True, "0.5", NAN]),
-    "k": (COUNT, [0, -1, 2.0, True, "5", None, INF]),
-    "latent_units": (UNITS, [(), (0,), (50.0,), (True,), 50, [50], "50", ((50,),), None]),
+    "k": (COUNT, [0, -1, 2.0, True, "5", None, INF, 2**31, 10**22]),
+    "latent_units": (UNITS, [(10**11,), (), (0,), (50.0,), (True,), 50, [50], "50", ((50,),), None]),
     "hidden_units": (NESTED, [(200, 200), ((),), ((0,),), ((2.0,),), ((True,),), [[200]], ([200],), 200, None]),
     "likelihood": ("one of bernoulli, gaussian", ["normal", None, 0]),
-    "schedule": ("one of paper, quick, hold, fast", ["slow", None, 3]),
-    "epochs": (NONE_COUNT, [0, -3, 2.5, True, "3"]),
+    "schedule": ("one of paper, quick, hold, fast", ["slow", None, 3, ["quick"]]),
+    "epochs": ("None or an integer from 1 to 99999", [0, -3, 2.5, True, "3", 10**5, 10**19]),
     "batch": (COUNT, [0, -20, 20.0, True, None]),
     "optimizer": ("one of adam, muon", ["sgd", None, 1]),
     "beta_1": (DECAY, [1, 1.0, -0.1, True, "0.9", None, NAN]),
-    "beta_2": (DECAY, [1, 2.0, -0.1, False, "0.9", None, NAN]),
+    "beta_2": (DECAY, [1 - 1e-9, 1, 2.0, -0.1, False, "0.9", None, NAN]),
     "momentum": (DECAY, [1, 1.5, -0.1, True, "0.9", None, NAN]),
     "ema": (DECAY, [1, 1.0, -0.1, True, "0.9", None, NAN]),
     "epsilon": (POSITIVE, [0, 0.0, -1e-4, True, "1e-4", None, NAN, INF, 1e-60, 1e60]),
     "clip_norm": (f"None or {POSITIVE}", [0, -1.0, True, "1", NAN, INF, 1e-60, 1e60]),
     "backward_samples": (NONE_COUNT, [0, -1, 1.5, True, "2"]),
     "snapshot_epochs": (UNITS, [(0,), (1.5,), (True,), 3, [3], None]),
-    "init_from": ("None or the folder of a trained run", [3, True, Path("results")]),
+    "init_from": ("None or the folder of a trained run", [3, True, Path("results"), ""]),
     "seed": ("an integer from 0 to 2147483647", [-1, 2**31, 1.0, True, "1", None]),
-    "k_evaluation": (COUNT, [0, -1, 500.0, True, "500", None]),
+    "k_evaluation": (COUNT, [0, -1, 500.0, True, "500", None, 3 * 10**9]),
     "split": ("one of train, validation, test", ["valid", None, 0]),
     "images": ("None or an integer of 2 or more", [1, 0, 2.0, True, "10"]),
     "units": ("one of all, active", ["dead", None, 0]),
@@ -455,6 +455,12 @@ def test_doubles_run_once_and_order_is_kept():
     assert [name for name, _ in resolve(["iwae", "iwae"], {})] == ["iwae"]
     assert [name for name, _ in resolve(["iwae", "vae"], {"objective": "stl"})] == ["stl"]
     assert len({run_name(("run", BASE), replace(BASE, clip_norm=limit)) for limit in (1, 1.0)}) == 1
+
+
+@pytest.mark.parametrize("field, value", [("latent_units", [50]), ("latent_units", {50}), ("schedule", ["quick"])])
+def test_what_cannot_be_hashed_is_refused_as_any_other_value(field, value, monkeypatch):
+    monkeypatch.setattr(experiments, "PARAMETERS", replace(PARAMETERS, **{field: value}))
+    assert leaves(resolve, ["vae"], {}).startswith(f"experiments.py: {field} = {value!r}: must be ")
 
 
 def test_of_several_runs_a_parameter_is_for_those_that_take_it():

@@ -372,15 +372,18 @@ def test_weights_of_another_net_or_of_none_are_refused(run, alone, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_run_that_started_from_other_weights_of_that_name_is_another(run, alone, tmp_path, uncompiled):
-    first = tmp_path / "first" / alone.name
-    shutil.copytree(alone, first)
-    run(tmp_path / "results", "vae", "--init_from", str(first), *TRAIN_ALONE)
-    model = load_run(first)
-    model.phi[0].assign_add(tf.ones_like(model.phi[0]))
-    model.save_weights(first / "model.weights.h5")
-    with pytest.raises(SystemExit, match="holds another run:\n.*\n  initial_weights"):
-        run(tmp_path / "results", "vae", "--init_from", str(first), *TRAIN_ALONE)
+def test_a_run_that_started_from_anothers_weights_does_not_need_them_any_more(run, alone, tmp_path, uncompiled):
+    first = shutil.copytree(alone, tmp_path / "first" / alone.name)
+    damaged = first / "model.weights.h5"
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[:3000])
+    options = ("vae", "--init_from", str(first))
+    with pytest.raises(OSError, match="model.weights.h5 is damaged"):
+        run(tmp_path / "results", *options, *TRAIN_ALONE)
+    damaged.write_bytes(good)
+    run(tmp_path / "results", *options, *TRAIN_ALONE)
+    shutil.rmtree(first)
+    run(tmp_path / "results", *options, *NO_PLOT)
 
 
 def test_fields_that_do_not_train_meet_the_same_run(run, alone, monkeypatch, capsys):
@@ -676,3 +679,15 @@ def test_program_is_quiet(tiny, tmp_path):
     noise = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip() and "%|" not in line]
     assert noise == []
     assert re.search(r"quick schedule, k = 1, 1 epoch: about \d+ \w+ on this machine", done.stdout)
+
+
+def test_weights_that_give_no_likelihood_are_told_and_nothing_is_written(run, alone, tmp_path, uncompiled):
+    folder = shutil.copytree(alone, tmp_path / "tiny" / alone.name, ignore=shutil.ignore_patterns("results.json"))
+    model = load_run(folder)
+    model.theta[0].assign(model.theta[0] * float("nan"))
+    model.save_weights(folder / "model.weights.h5")
+    with pytest.raises(
+        FloatingPointError, match=r"log-likelihood or ELBO of images \[0, 1, .* not finite: are the weights"
+    ):
+        run(tmp_path, "iwae", *NO_PLOT)
+    assert not (folder / "results.json").exists()

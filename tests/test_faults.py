@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import checkpoints
 import evaluation
 import run_folder
 import runs
@@ -132,7 +133,7 @@ def full_disk(rng):
     if rng.random() < 0.5:
         on_write(rng.randint(1, 5), lambda _, write: (fill(), write()))
     else:
-        on_file(rng.randint(1, 12), r"partial\.\d+\.\S*(json|jsonl|npz|npy) wb?$", fill)
+        on_file(rng.randint(1, 12), r"partial\.\d+\.\S*(json|jsonl|npz|npy|png) wb?$", fill)
 
 
 PHASES = {f.__name__: f for f in (in_stretch, in_checkpoint, in_evaluation, in_results, anywhere)}
@@ -681,3 +682,36 @@ def test_a_step_taken_again_is_the_same_step(small_net, x_small):
     again = [np.mean(training.replay(model, x, parameters, 2, inputs, step)[0]) for step in (3, 4)]
     assert abs(again[0] - again[1]) > 0.01
     assert again[0] == pytest.approx(float(stretch(*inputs, 3, 4)), rel=1e-5)
+
+
+def test_what_h5py_says_of_a_full_disk_is_one_line(tmp_path):
+    """It raises RuntimeError or OSError, in several lines; another RuntimeError stays what it is."""
+    for kind in (RuntimeError, OSError):
+        with pytest.raises(OSError, match="cannot write .*w.h5: No space left on device; what .* Way out") as caught:
+            with run_folder.whole_file(tmp_path / "w.h5"):
+                raise kind("flush failed (file write failed: time = Wed\n, filename = 'w.h5', errno = 28, total = 8)")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeError, match="something else"), run_folder.whole_file(tmp_path / "w.h5"):
+        raise RuntimeError("something else")
+
+
+def test_what_may_not_be_read_is_not_called_damaged():
+    with pytest.raises(OSError, match="no right to read a.json; way out: give it"), run_folder.reading("damaged"):
+        raise PermissionError(13, "Permission denied", "a.json")
+
+
+def test_a_state_that_may_not_be_read_is_not_set_aside(newest, monkeypatch):
+    def refuse(prefix):
+        raise tf.errors.PermissionDeniedError(None, None, f"{prefix}; Permission denied")
+
+    monkeypatch.setattr(checkpoints, "verify", refuse)
+    with pytest.raises(OSError, match="no right to read .*00003-0: give it, and the same command goes on"):
+        Checkpoints(newest.parent, **state(0)).restore()
+    assert newest.exists()
+
+
+def test_tensorboard_that_cannot_be_written_is_one_line(small_net, x_small, tmp_path, uncompiled):
+    (tmp_path / "tensorboard").write_text("in the way")
+    parameters = replace(Parameters(), batch=30, k=1, epochs=1, binarization="fixed")
+    with pytest.raises(OSError, match="cannot write .*tensorboard: .*what was there before stands"):
+        training.train(small_net(), x_small, parameters, tmp_path, lambda: 0.0)
