@@ -155,6 +155,8 @@ def resolve(names, overrides, wrong=()):
     Leaves with all that is wrong; of values that only do not go together nothing, as long as there are unknown words.
     """
     legal = [*NAMED_RUNS, *ALIASES, *GROUPS, *OBJECTIVES]
+    if not names and not (COMPARE and isinstance(COMPARE, tuple) and all(isinstance(name, str) for name in COMPARE)):
+        leave([f"COMPARE = {COMPARE!r}: must be a tuple of objectives or runs, such as ('vae', 'iwae') or ('vae',)"])
     if wrong := [*wrong, *(unknown("run", name, legal) for name in names if name not in legal)]:
         leave([*wrong, *illegal_values(replace(PARAMETERS, **overrides)).values()])
     objective, runs = overrides.get("objective"), {}

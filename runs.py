@@ -23,6 +23,7 @@ SAMPLE = "mnist_sample"  # ships with the project, for machines without a networ
 PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # whose versions are recorded
 RESULTS = ("nll", "nll_standard_error", "elbo", "active_units", "train_seconds")  # what is read of results.json
 RESULTS += ("k", "objective", "dataset", "k_evaluation", "split")
+LONGEST = 200  # characters in the name of a run: file systems take 255
 NET = ("features", "latent_units", "hidden_units", "likelihood")  # what weights have to fit
 SHOWN = 10  # validation images, with their reconstructions, and a fourth of the samples, in TensorBoard
 EXTREMES = 8  # images of lowest, and of highest, likelihood that are shown
@@ -86,6 +87,9 @@ def open_run(name, parameters, data):
     folder = Path(parameters.results_dir) / data.name / f"{name}__seed{parameters.seed}"
     if parameters.pretrained and not any((folder / name).exists() for name in ("model.weights.h5", "checkpoints")):
         take_released(folder)
+    if len(folder.name) > LONGEST:
+        way_out = "enter it in NAMED_RUNS of experiments.py, whose names stand for all their fields"
+        sys.exit(f"experiments.py: {folder.name[:40]}..: {len(folder.name)} characters, {LONGEST} may be: {way_out}")
     results = results_folder(folder, parameters)
     trained = (folder / "model.weights.h5").exists()
     if trained or any((folder / name).exists() for name in ("parameters.json", "checkpoints")):

@@ -463,6 +463,13 @@ def test_what_cannot_be_hashed_is_refused_as_any_other_value(field, value, monke
     assert leaves(resolve, ["vae"], {}).startswith(f"experiments.py: {field} = {value!r}: must be ")
 
 
+@pytest.mark.parametrize("compare", [(), None, "vae", [["vae"]], (3,)])
+def test_compare_that_names_nothing_is_refused(compare, monkeypatch):
+    monkeypatch.setattr(experiments, "COMPARE", compare)
+    assert leaves(resolve, [], {}).startswith(f"experiments.py: COMPARE = {compare!r}: must be a tuple of ")
+    assert resolve(["vae"], {})
+
+
 def test_of_several_runs_a_parameter_is_for_those_that_take_it():
     runs = dict(resolve(["vae", "ciwae", "miwae"], {"k": 4, "beta": 0.5, "groups": 2}))
     assert list(runs) == ["vae__k4", "ciwae__beta0.5__k4", "miwae__groups2__k4"]

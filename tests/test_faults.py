@@ -684,6 +684,13 @@ def test_a_step_taken_again_is_the_same_step(small_net, x_small):
     assert again[0] == pytest.approx(float(stretch(*inputs, 3, 4)), rel=1e-5)
 
 
+def test_a_name_too_long_for_a_folder_is_told_with_the_way_out(tmp_path):
+    images = np.zeros((2, 4), np.uint8)
+    data = Dataset("tiny", images, images, images, None, None, None, "fixed", (2, 2))
+    with pytest.raises(SystemExit, match=r"iwae__iwae.*: 307 characters, 200 may be: enter it in NAMED_RUNS"):
+        runs.open_run("iwae__" * 50, replace(Parameters(), results_dir=str(tmp_path), batch=1), data)
+
+
 def test_what_h5py_says_of_a_full_disk_is_one_line(tmp_path):
     """It raises RuntimeError or OSError, in several lines; another RuntimeError stays what it is."""
     for kind in (RuntimeError, OSError):
