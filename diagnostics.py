@@ -85,8 +85,9 @@ def gradient_quality(moments, targets):
     The ratio is that of the whole gradient: length of its mean over the root of its variance. (That of each parameter
     by itself, averaged as in Rainforth et al. 2018, has a floor of noise. McCandlish et al. 2018 call this ratio's
     inverse square the simple noise scale.) Ratio and variance are medians over images, few of which, poorly encoded,
-    would else drown the others; low and high are the notches of a box plot (McGill et al. 1978): medians beyond each
-    other's differ, at 95 %. Squared bias is a ratio of sums over images, to the squared length of the target's mean.
+    would else drown the others; low and high are the notches of a box plot (McGill et al. 1978): medians whose notches
+    do not overlap differ, at 95 %. Squared bias is a ratio of sums over images, to the squared length of the target's
+    mean.
     Returns {name: [estimators, 2]}.
     """
     length, variance, bias = np.float64(moments).swapaxes(0, 1)

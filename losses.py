@@ -49,7 +49,7 @@ def jackknife(log_w):
     """First-order jackknife of L_k (Nowozin 2018): a bias of order 1/k^2, and no bound any more. For evaluation.
 
     k L_k - (k - 1) times the mean of the k values of L_(k-1) that leave one sample out.
-    log_w: [k, batch] -> [batch], nats. Raises ValueError at k = 1.
+    log_w: [k, batch] -> [batch], nats; infinite where one sample alone is finite. Raises ValueError at k = 1.
     """
     k = log_w.shape[0]
     if k == 1:
@@ -238,7 +238,7 @@ def miwae_dreg(log_w, *, groups):
 def piwae(log_w, *, groups):
     """The decoder ascends L_k, the encoder the bound of `miwae` (Rainforth et al. 2018); L_k is reported.
 
-    Fewer samples in a bound make a clearer gradient for the encoder, more of them a tighter one for the decoder.
+    d L_k / d theta = sum_k w d log_w, d (mean of L_(k/groups)) / d phi = sum_k g d log_w: one gradient for each.
     """
     g = group_weights(log_w, groups)
     return TwoBounds(iwae_bound(log_w), decoder=normalized_weights(log_w), path=g, score=-g)

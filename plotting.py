@@ -413,7 +413,7 @@ def gradient_snr(runs):
     (encoder, decoder), replicates, gradient_images.
     """
     title, ylabel = "Signal-to-noise ratio of the gradient", "length of mean / root of variance"
-    how = "Medians over images; bars reach as far as the notches of a box plot."
+    how = "Medians over images, with the notches of a box plot: medians whose bars do not overlap differ."
     figure, panels = _gradient_panels(runs, title, ylabel, how)
     for row, arrays in zip(panels, runs.values(), strict=True):
         for part, axes in enumerate(row):
