@@ -84,6 +84,7 @@ def test_gradient_quality_is_made_of_medians_with_notches_and_of_sums():
     np.testing.assert_allclose(quality["gradient_squared_bias"][:, 0], [0, 5 / 55])
 
 
+@pytest.mark.slow
 def test_bias_of_stl_alone_and_signal_to_noise_that_falls_for_iwae_alone(small_net, x_small):
     """Against k, of the encoder's gradients, as in Rainforth et al. 2018 and Tucker et al. 2019; q is made too wide."""
     model, targets, quality = small_net(), np.zeros(3, int), {}

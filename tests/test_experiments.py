@@ -507,6 +507,7 @@ def test_tensorboard_shows_scalars_and_images(iwae):
     assert {"bound_train", "bound_validation"} < set(sizes)
 
 
+@pytest.mark.slow
 def test_two_latent_units_with_snapshots_have_every_figure(run, tmp_path, uncompiled):
     (folder,) = run(tmp_path, "iwae", "--latent_units", "2", "--snapshot_epochs", "1")
     expected = {f"{name}.png" for name in PLOTS} | {f"{name}.gif" for name in ANIMATIONS} | {"arrays.npz"}
@@ -568,6 +569,7 @@ def test_every_objective_trains_compiled(run, tmp_path, objective):
     check_objective(run, tmp_path, objective)
 
 
+@pytest.mark.slow
 def test_two_layers(run, tmp_path):
     (folder,) = run(tmp_path, "iwae", "--latent_units", "3,2", "--hidden_units", "((8,),(6,))", *NO_PLOT)
     assert "__latent_units3-2__hidden_units8_6__" in folder.name

@@ -359,6 +359,7 @@ def test_with_one_sample_iwae_is_vae(layers, net, x_small, double):
     assert distance(ascent, other) < 1e-13
 
 
+@pytest.mark.slow
 def test_eager_and_compiled_agree_for_every_objective(net, x_small, double, monkeypatch):
     """With the noise given: XLA draws other numbers from a seed than eager TensorFlow does."""
     model = net(2)

@@ -162,7 +162,7 @@ def test_training_ascends_the_bound(small_net, x_small, tmp_path):
     assert len(bounds) == 30 and np.mean(bounds[-3:]) > bounds[0] + 0.1
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("ema", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 def test_resumed_training_is_bit_for_bit_the_uninterrupted(small_net, x_small, tmp_path, monkeypatch, ema):
     """Stopped inside an epoch, by the signal that a user or a machine sends: the checkpoint is inside the epoch too."""
     parameters = replace(TINY, epochs=4, ema=ema)
