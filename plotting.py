@@ -566,7 +566,6 @@ PLOTS = {
 # The array without which a plot has nothing to show: nets of two latent units have grids, some runs have snapshots.
 NEEDS = dict.fromkeys(("posterior_side_by_side", "posterior_of_one_input", "manifold"), "grid_k")
 NEEDS |= {"aggregate_over_training": "snapshot_posterior_samples"}
-IN_TRAINING = ("aggregate_over_training", "prior_samples_in_training", "posterior_in_training")
 
 GRIDS = ("grid_centre", "grid_half", "grid_view", "grid_log_density", "grid_level", "grid_kl", "grid_held")
 ANIMATIONS = {
@@ -580,8 +579,9 @@ def applicable(plots, runs):
     """The plots of a table for which every run has the arrays, of epochs that all have."""
 
     def drawn(name):
-        there = name not in NEEDS or all(NEEDS[name] in arrays for arrays in runs.values())
-        return there and (name not in IN_TRAINING or common_epochs(runs))
+        needed = NEEDS.get(name, "")
+        there = not needed or all(needed in arrays for arrays in runs.values())
+        return there and (not needed.startswith("snapshot") or common_epochs(runs))
 
     return {name: plot for name, plot in plots.items() if drawn(name)}
 

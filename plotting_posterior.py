@@ -176,7 +176,8 @@ def bound_against_k(runs):
 def log_weights(runs):
     """Histogram of the log importance weights (nats) of single images: their mean, and the log of the weights' mean.
 
-    Reads split, image_shape [2], single_index [n], single_x [n, features], single_log_w [n, m].
+    Reads split, image_shape [2], single_index [n], single_x [n, features], single_log_w [n, m],
+    single_effective [n].
     """
     caption = (
         "In nats. Solid line: the mean of log w, the ELBO. Dashed: log of the mean of w, the estimate of log p(x). "
@@ -197,8 +198,8 @@ def log_weights(runs):
 def posterior_samples(runs):
     """Samples of q(z_1 | x) and of the posterior by sampling-importance-resampling, of single images, a row per run.
 
-    Reads split, image_shape [2], single_index [n], single_x [n, features], single_log_w [n, m], single_k,
-    single_samples [n, 2, m, 2] (resampled, q), single_projection ("latent" or
+    Reads split, image_shape [2], single_index [n], single_x [n, features], single_log_w [n, m],
+    single_effective [n], single_k, single_samples [n, 2, m, 2] (resampled, q), single_projection ("latent" or
     "PCA"), single_explained [n, 2] (shares of the variance).
     """
     k = next(iter(runs.values()))["single_k"]
@@ -225,11 +226,8 @@ def _image_panels(runs, title, caption, height):
     figure = new_figure(title, caption, 0.7 + height * len(runs))
     panels = figure.subplots(len(runs), count, squeeze=False)
     for row, (run, arrays) in zip(panels, runs.items(), strict=True):
-        log_w = np.float64(arrays["single_log_w"])
-        weights = np.exp(log_w - log_w.max(axis=1, keepdims=True))
-        effective = weights.sum(axis=1) ** 2 / np.sum(weights**2, axis=1)
-        about = f"of {log_w.shape[1]:,} samples"
-        titles = zip(arrays["single_index"], effective, strict=True)
+        about = f"of {arrays['single_log_w'].shape[1]:,} samples"
+        titles = zip(arrays["single_index"], arrays["single_effective"], strict=True)
         name_row(row, run, [f"{split_of(runs)} image {index}:\n{n:,.0f} {about} effective" for index, n in titles])
         for axes, image in zip(row, arrays["single_x"], strict=True):
             _thumbnail(axes.inset_axes((0.82, 0.78, 0.18, 0.22)), image, image_shape_of(runs))

@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from evaluation import ACTIVE_THRESHOLD, SAMPLES_AT_ONCE, bounds, map_images, principal_components, shown_images
-from losses import gather_samples, log_mean_exp, normalized_weights, resample
+from losses import effective_sample_size, gather_samples, group_weights, log_mean_exp, normalized_weights, resample
 from models import split_seed
 
 KS = (1, 10, 100)  # samples of the importance-weighted posteriors; at 1 it is q itself
@@ -162,17 +162,6 @@ def shown_squares(model, x):
     return centre, half, log_outside + 2 * math.log(2 * WIDE / WIDE_SIDE)
 
 
-def group_weights(log_w, k):
-    """Weights [count, n], summing to 1, with which samples of q stand for q_ew: the average of what `resampled` draws.
-
-    Of each k samples one is drawn by its weight; the probabilities say more than the draws. Of an incomplete last group
-    the weights are 0.
-    """
-    groups, n = len(log_w) // k, log_w.shape[1]
-    weights = normalized_weights(log_w[: groups * k].reshape(k, groups * n)).numpy().reshape(groups * k, n) / groups
-    return np.pad(np.float64(weights), [(0, len(log_w) - groups * k), (0, 0)])
-
-
 def contour_levels(log_density, weights):
     """Log densities [n, LEVELS] above which LEVELS of a distribution lie.
 
@@ -221,7 +210,8 @@ def grid_arrays(model, x, ks=KS, seed=0):
     for k in ks:
         densities.append(log_q_ew(log_joint, log_q, log_w, k))
         rows = (parts.reshape(len(z) // 100, 100, -1) for parts in (log_joint_at_z, log_q_at_z))
-        log_q_ew_at_z, weights = log_q_ew(*rows, log_w, k).reshape(log_w.shape), group_weights(log_w, k)
+        log_q_ew_at_z = log_q_ew(*rows, log_w, k).reshape(log_w.shape)
+        weights = np.float64(group_weights(log_w, len(log_w) // k))  # by which `resampled` draws; k divides POOL
         kl = log_evidence - np.sum(weights * (log_joint_at_z - log_q_ew_at_z), axis=0)
         whole.append((kl, np.sum(weights * inside, axis=0), contour_levels(log_q_ew_at_z, weights)))
         samples.append(resampled(z, log_w, k, seed)[:count].swapaxes(0, 1))
@@ -282,6 +272,7 @@ def sample_arrays(model, x, labels=None, seed=0):
         "single_k": max(KS),
         "single_index": shown,
         "single_x": x[shown],
+        "single_effective": effective_sample_size(log_w),
         "single_log_w": log_w.T,
         "single_samples": np.stack([points.reshape(2, -1, 2) for points, _ in flat]),
         "single_explained": np.stack([shares for _, shares in flat]),

@@ -68,6 +68,7 @@ def posteriors(rng, images, features, tests):
         "single_k": np.array(100),
         "single_index": np.array([3, 2, 1]),
         "single_x": rng.random((3, features)),
+        "single_effective": rng.uniform(1, 200, 3),
         "single_log_w": rng.normal(-90, 3, (3, 200)),
         "single_samples": rng.normal(size=(3, 2, 20, 2)),
         "single_explained": np.array([[0.3, 0.2]] * 3),
