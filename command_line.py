@@ -25,6 +25,8 @@ SPLITS = ("train", "validation", "test")
 UNITS = ("all", "active")
 FLOAT32 = {"low": 2.0**-126, "below": 2.0**128}  # normal positive numbers of 32 bits: any other is 0 there, or infinite
 BELOW_1 = 1 - 2.0**-25  # from here on 32 bits round to 1
+ALONE = {"list": "list the named runs, with the paper's numbers"}  # options that take the place of runs
+ALONE["report"] = "write the README's tables again, from the runs in pretrained/ alone"
 SWITCHES = ("pretrained", "train", "evaluate", "plot", "diagnose")
 NAMES = {"dataset": tuple(DATASETS), "binarization": BINARIZATIONS, "objective": OBJECTIVES, "schedule": SCHEDULES}
 NAMES |= {"optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "split": SPLITS, "units": UNITS}
@@ -172,7 +174,7 @@ def leave(lines):
 
 
 def parse(arguments, kind, description):
-    """Command line -> names of runs, {field of the dataclass `kind`: value}, whether to list, lines on what is wrong.
+    """Command line -> names of runs, {field of the dataclass `kind`: value}, those of ALONE, lines on what is wrong.
 
     What follows an unknown option is taken for its value.
     """
@@ -181,21 +183,23 @@ def parse(arguments, kind, description):
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="named runs, or objectives to train PARAMETERS with")
-    parser.add_argument("--list", action="store_true", help="list the named runs, with the paper's numbers")
+    for option, text in ALONE.items():
+        parser.add_argument(f"--{option}", action="store_true", help=text)
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     for field in fields:
         alone = {"nargs": "?", "const": "true"} if field in SWITCHES else {}
         parser.add_argument(f"--{field}", default=argparse.SUPPRESS, metavar="VALUE", **alone)
     parser.error = lambda message: sys.exit(f"experiments.py: {message}")
     options, rest = parser.parse_known_intermixed_args(arguments)
-    overrides, legal = vars(options), ["--list", *(f"--{field}" for field in fields)]
+    overrides, legal = vars(options), [f"--{option}" for option in (*ALONE, *fields)]
     strange = [word for word in rest if word.startswith("-")]
     values = [after for before, after in itertools.pairwise(arguments) if before in strange]
     names = [word for word in overrides.pop("names") + rest if word not in strange + values]
-    listed, wrong = overrides.pop("list"), [unknown("option", word, legal) for word in strange]
-    if listed and (names or overrides):
-        wrong.append("--list stands alone: it runs nothing")
-    return names, {field: value_of(text, fields[field]) for field, text in overrides.items()}, listed, wrong
+    alone = [option for option in ALONE if overrides.pop(option)]
+    wrong = [unknown("option", word, legal) for word in strange]
+    if alone and (names or overrides or alone[1:]):
+        wrong.append(f"--{alone[0]} stands alone: it runs nothing")
+    return names, {field: value_of(text, fields[field]) for field, text in overrides.items()}, alone, wrong
 
 
 def value_of(text, kind):

@@ -166,12 +166,6 @@ def interpolations(model, x):
     return model.decode(tf.linspace(z[0::2], z[1::2], INTERPOLATED, axis=1)).numpy()
 
 
-def paired_difference(a, b):
-    """Mean of a - b over the same images and its standard error: two floats, nats. a, b: [n] log-likelihoods."""
-    difference = np.float64(a) - b
-    return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
-
-
 def principal_components(z):
     """z [n, units] in two dimensions [n, 2], and each one's share of the variance [2]; two units stay as they are."""
     z = z - z.mean(axis=0) if z.shape[1] != 2 else z
@@ -237,45 +231,3 @@ def figure_arrays(model, x_mean, x, labels=None, seed=0):
     for name, measure in (("unit_variance", unit_variances), ("unit_kl", unit_kl)):
         arrays |= {f"{name}_{layer}": units for layer, units in enumerate(measure(model, x, seed), start=1)}
     return {name: np.asarray(array) for name, array in arrays.items()}
-
-
-def comparison_table(results):
-    """Markdown table of runs evaluated on the same images, each with its paired difference to the first.
-
-    results: {run: contents of results.json, with log_likelihoods [n]}. Raises ValueError where they were evaluated
-    with different k, on another split or other images: their figures cannot stand side by side.
-    """
-    ways = ("k_evaluation", "split", "dataset", "units")
-    evaluations = {(len(r["log_likelihoods"]), *(r[name] for name in ways)) for r in results.values()}
-    if len(evaluations) > 1:
-        raise ValueError(f"runs evaluated in different ways: (images, {', '.join(ways)}) = {evaluations}")
-    n, k, split, dataset, units = evaluations.pop()
-    title = f"NLL = -L_{k} in nats on {n:,} {split} images of {dataset}, ± standard error over the images"
-    title += ", without the units that are not active" * (units == "active") + "; difference: "
-    title += "paired, to the first run, on the same images and the same binarisation draw, ± its standard error."
-    header = ["run", "objective", "k", "NLL", "ELBO", "active units", "NLL difference", "training"]
-    rows, first = [], next(iter(results.values()))
-    for run, r in results.items():
-        difference, error = paired_difference(first["log_likelihoods"], r["log_likelihoods"])
-        rows.append(
-            [
-                run,
-                r["objective"],
-                str(r["k"]),
-                f"{r['nll']:.2f} ± {r['nll_standard_error']:.2f}",
-                f"{r['elbo']:.2f}",
-                "+".join(map(str, r["active_units"])),
-                f"{difference:+.2f} ± {error:.2f}" if r is not first else "",
-                f"{r['train_seconds'] / 60:.1f} min",
-            ]
-        )
-    return f"{markdown_table(header, rows)}\n\n{title}"
-
-
-def markdown_table(header, rows):
-    """Lines of a Markdown table with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
-    )

@@ -4,6 +4,7 @@ python experiments.py                                       PARAMETERS, once per
 python experiments.py iwae_l1_k50 --epochs 3 --seed 2       a named run, any field of Parameters overridden
 python experiments.py estimators                            a named group of runs, compared with its first
 python experiments.py --list                                the named runs and groups, with the paper's numbers
+python experiments.py --report                              the README's tables again, from pretrained/ alone
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import signal
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from command_line import (
     EVALUATION,
@@ -26,8 +28,9 @@ from command_line import (
     unknown,
 )
 from datasets_download import DatasetError, own_binarization
-from run_folder import lock
-from runs import compare, diagnose_run, evaluate_run, load_data, open_run, plot_run, train_run
+from report import comparison_table, rewritten, table_1, table_2
+from run_folder import lock, write_text
+from runs import compare, diagnose_run, evaluate_run, load_data, open_run, plot_run, read_released, train_run
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Parameters:
     latent_units: tuple = (50,)  # units of each stochastic layer, nearest the data first
     hidden_units: tuple = ((200, 200),)  # for each stochastic layer: the tanh layers between it and what lies below
     likelihood: str = "bernoulli"  # bernoulli, or gaussian for continuous data
-    schedule: str = "quick"  # quick, hold, fast or paper: passes and learning rates (schedules.py)
+    schedule: str = "quick"  # quick, hold, fast, paper or switch: passes and learning rates (schedules.py)
     epochs: int | None = None  # passes over the training images; cuts `paper` short, rescales others; None: all
     batch: int = 20  # images per step
     optimizer: str = "adam"  # adam or muon
@@ -58,7 +61,8 @@ class Parameters:
     clip_norm: float | None = None  # limit on the norm of the whole gradient, above 0; None: none, as in the paper
     backward_samples: int | None = None  # differentiate only so many of the k samples, resampled; None: all
     snapshot_epochs: tuple = ()  # keep the weights at these epochs, in snapshots/
-    init_from: str | None = None  # a trained run's folder, whose weights training starts from; None: random weights
+    # A trained run's folder, or its name without seed in results/ or pretrained/, whose weights training starts from.
+    init_from: str | None = None
     seed: int = 0  # weights, order of the images, every random number: 0 or more
     k_evaluation: int = 500  # samples per image for the log-likelihood L_k; the paper has 5000
     split: str = "test"  # evaluate on train, validation or test images
@@ -86,6 +90,7 @@ PARAMETERS = Parameters(
 COMPARE = ("vae", "iwae")  # objectives to train PARAMETERS with, side by side
 # --------------------------------------------------------------------------------------------------------
 
+README = Path(__file__).resolve().with_name("README.md")
 NETS = {"l1": ((50,), ((200, 200),)), "l2": ((100, 50), ((200, 200), (100, 100)))}  # latent_units, hidden_units
 NETS["2d"] = ((2,), ((200, 200),))  # not the paper's: a latent space to be seen as it is
 
@@ -102,6 +107,11 @@ PAPER = {
     "iwae_l2_k5": (83.89, "21+5"),
     "iwae_l2_k50": (82.90, "26+7"),
 }
+# Table 2: the run that is gone on from, the one whose objective and k follow, and what the paper's net is then worth.
+SWITCHED = {
+    "vae_to_iwae": ("vae_l1_k1", "iwae_l1_k50", 84.88, "22"),
+    "iwae_to_vae": ("iwae_l1_k50", "vae_l1_k1", 86.02, "23"),
+}
 
 
 def run_named(name, **others):
@@ -117,6 +127,10 @@ FAST = {"schedule": "fast", "optimizer": "muon", "batch": 100, "epsilon": 1e-8, 
 NAMED_RUNS |= {
     f"{name}_fast": run_named(name, backward_samples=16 if name.endswith("k50") else None, **FAST)
     for name in (*PAPER, "dreg_l1_k5", "dreg_l1_k50", "dreg_l2_k5", "dreg_l2_k50")
+}
+NAMED_RUNS |= {
+    f"{name}_fast": replace(NAMED_RUNS[f"{then}_fast"], schedule="switch", init_from=f"{first}_fast")
+    for name, (first, then, *_) in SWITCHED.items()
 }
 POSTERIOR_2D = ("vae_2d_k5", "iwae_2d_k1", "iwae_2d_k5", "iwae_2d_k30", "iwae_2d_k50")
 TRAINED_2D = {"schedule": "hold", "epochs": 30, "snapshot_epochs": (1, 2, 4, 8, 16)}
@@ -185,17 +199,29 @@ def list_runs():
     for name, (nll, active) in PAPER.items():
         also = "".join(f"   also called {alias}" for alias, run in ALIASES.items() if run == name)
         print(f"{name:<14}{nll:>11.2f}{active:>14}{also}")
-    print(f"\nBy the `fast` schedule, 130 passes: {', '.join(n for n in NAMED_RUNS if n.endswith('_fast'))}")
+    for schedule, meaning in (("fast", "130 passes"), ("switch", "60 more passes with another objective, Table 2")):
+        names = ", ".join(name for name, run in NAMED_RUNS.items() if run.schedule == schedule)
+        print(f"\nBy the `{schedule}` schedule, {meaning}: {names}")
     for name in GROUPS:
         print(f"\n{name}: {', '.join(run for run, _ in resolve([name], {}))}")
     print(f"\nPARAMETERS of experiments.py, trained with one objective: {', '.join(OBJECTIVES)}")
 
 
+def report():
+    """Write the README's tables of the runs in pretrained/ again, from what is there alone."""
+    results = read_released()
+    tables = {"table 1": table_1(results, PAPER), "table 2": table_2(results, PAPER, SWITCHED)}
+    posterior_2d = comparison_table({f"{name}__seed0": results[f"{name}__seed0"] for name in POSTERIOR_2D})
+    tables["posterior_2d"] = posterior_2d.partition("\n\n")[0]
+    write_text(README, rewritten(README.read_text(), tables))
+    print(f"tables: {README}")
+
+
 def main(arguments=None):
     """Do what the command line asks for; everything that can be refused is, before TensorFlow is imported."""
-    names, overrides, listed, wrong = parse(arguments, Parameters, __doc__)
-    if listed and not wrong:
-        return list_runs()
+    names, overrides, alone, wrong = parse(arguments, Parameters, __doc__)
+    if alone and not wrong:
+        return {"list": list_runs, "report": report}[alone[0]]()
     loaded, runs = {}, []
     for name, parameters in resolve(names, overrides, wrong):
         source = (parameters.dataset, parameters.datasets_dir, parameters.binarization)

@@ -56,9 +56,16 @@ def settings(parameters, data):
     return json.loads(json.dumps(asdict(parameters) | read | versions()))
 
 
-def check_initial(parameters, features):
-    """Leave where the run that `init_from` names is not trained, or is another net."""
-    folder, ours = Path(parameters.init_from), asdict(parameters) | {"features": features}
+def initial_folder(folder, parameters):
+    """The folder that `init_from` means: a path, or the run of that name and this seed, beside `folder` or released."""
+    run = f"{parameters.init_from}__seed{parameters.seed}"
+    places = [Path(parameters.init_from), folder.parent / run, RELEASED / folder.parent.name / run]
+    return next((place for place in places if (place / "model.weights.h5").exists()), places[0])
+
+
+def check_initial(folder, parameters, features):
+    """Leave where the run that `init_from` names, in a folder, is not trained, or is another net."""
+    ours = asdict(parameters) | {"features": features}
     if not (folder / "model.weights.h5").exists():
         sys.exit(f"experiments.py: init_from = {folder}: no trained run, for it has no model.weights.h5")
     with reading(damaged(folder / "parameters.json", "name another run by --init_from")):
@@ -96,7 +103,7 @@ def open_run(name, parameters, data):
         ignored = NOT_IN_NAME - {"dataset", "seed"} | (set(PACKAGES) if trained else set())
         check_parameters(folder, settings(parameters, data), ignored)
     elif parameters.init_from:
-        check_initial(parameters, data.x_train.shape[1])
+        check_initial(initial_folder(folder, parameters), parameters, data.x_train.shape[1])
     if not trained and (parameters.pretrained or not parameters.train):
         way_out = f"run the same command without --{'pretrained' if parameters.pretrained else 'train false'}"
         sys.exit(f"experiments.py: no trained model in {folder}: {way_out}")
@@ -141,7 +148,7 @@ def train_run(run):
         print(f"{folder.name}: trained already" + (way_out + " by --results_dir") * bool(lost))
         return
     begun = (folder / "checkpoints").exists()  # then its checkpoint has all that it needs
-    first = load_model(Path(parameters.init_from)) if parameters.init_from and not begun else None
+    first = load_model(initial_folder(folder, parameters)) if parameters.init_from and not begun else None
     write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
@@ -311,8 +318,8 @@ def draw(runs, folder, plots, animations=()):
 
 def compare(runs):
     """Print runs of one data set side by side, and write comparison.md and its figures beside their folders."""
-    from evaluation import comparison_table
     from plotting import COMPARISONS, DIAGNOSTICS, PLOTS
+    from report import comparison_table
 
     place = runs[0].folder.parent
     try:
@@ -345,6 +352,12 @@ def read_results(place):
         log_likelihoods = np.load(path)
         n = results[f"n_{results['split']}"]
         return results | {"log_likelihoods": np.reshape(log_likelihoods, n).astype(np.float32, casting="same_kind")}
+
+
+def read_released():
+    """Every evaluation of MNIST in pretrained/: {folder of the run, or one in it: as of `read_results`}."""
+    places = sorted(path.parent for path in (RELEASED / "mnist").rglob("results.json"))
+    return {place.relative_to(RELEASED / "mnist").as_posix(): read_results(place) for place in places}
 
 
 def read_arrays(path):

@@ -26,9 +26,10 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from evaluation import log_likelihood, markdown_table
+from evaluation import log_likelihood
 from experiments import NETS, Parameters
 from models import Autoencoder
+from report import markdown_table
 from training import build_optimizer, compile_stretch
 
 BATCH, FEATURES, IMAGES = 20, 784, 60_000

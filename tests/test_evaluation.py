@@ -6,11 +6,12 @@ import tensorflow as tf
 from scipy.special import logsumexp
 
 import evaluation
-from evaluation import bounds, comparison_table, figure_arrays, log_likelihood, mean_bound, unit_variances
+from evaluation import bounds, figure_arrays, log_likelihood, mean_bound, unit_variances
 from losses import OBJECTIVES, build_objective
 from models import fold_seed, random_normal
 from plotting import NEEDS, PLOTS, applicable
 from posterior import posterior_arrays
+from report import comparison_table, paired_difference
 
 
 def log_weights(model, x, k, seed):
@@ -53,7 +54,7 @@ def test_bounds_rise_with_k(small_net, x_small, layers):
     model.encoder[0].log_std.bias.assign_add(tf.ones(4))  # a poor q: with a good one the bounds lie close together
     values = [log_likelihood(model, x_small, k, seed=1) for k in (1, 64, 5000)]
     for lower, higher in zip(values[:-1], values[1:], strict=True):
-        difference, error = evaluation.paired_difference(higher, lower)
+        difference, error = paired_difference(higher, lower)
         assert difference > 5 * error
     elbo = bounds(model, x_small, 64, seed=1)[1]
     assert np.all(elbo <= values[1])
@@ -115,7 +116,7 @@ def test_active_units_do_not_count_the_noise_of_the_layers_below():
 
 def test_paired_difference_is_that_of_the_pairs():
     a = np.random.default_rng(0).normal(size=1000) * 100
-    difference, error = evaluation.paired_difference(a + 1, a)
+    difference, error = paired_difference(a + 1, a)
     assert difference == pytest.approx(1) and error < 1e-10
 
 
@@ -190,7 +191,7 @@ def test_resampled_reconstruction_prefers_heavy_samples(small_net, x_small):
     def log_p(mean):
         return np.log(np.where(x > 0.5, mean, 1 - mean)).sum(-1)
 
-    difference, error = evaluation.paired_difference(log_p(by_resampling), log_p(by_sample))
+    difference, error = paired_difference(log_p(by_resampling), log_p(by_sample))
     assert difference > 5 * error
 
 

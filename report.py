@@ -1,0 +1,139 @@
+"""Tables in Markdown, without TensorFlow: runs side by side, and the paper's beside what is in pretrained/."""
+
+import itertools
+import math
+import re
+from statistics import fmean, stdev
+
+import numpy as np
+
+# The lowest NLL published with the very nets of Table 1, and by whom: the README says what each is.
+BEST = {
+    "vae_l1_k1": "86.21 Rainforth",
+    "vae_l1_k5": "86.02 nbip",
+    "vae_l1_k50": "85.94 nbip",
+    "iwae_l1_k5": "85.41 Li",
+    "iwae_l1_k50": "84.59 xqding, 84.46 Rainforth",
+    "dreg_l1_k50": "86.73 ml-and-ds-degree",
+    "vae_l2_k1": "84.83 nbip",
+    "vae_l2_k5": "84.08 nbip",
+    "vae_l2_k50": "83.89 nbip",
+    "iwae_l2_k5": "83.48 nbip",
+    "iwae_l2_k50": "82.82 nbip",
+}
+EVALUATIONS = {  # the folders in that of a released run: how it is evaluated in each
+    "": {"k_evaluation": 5000, "split": "test", "images": None, "units": "all"},
+    "splittrain__images10000": {"k_evaluation": 5000, "split": "train", "images": 10000, "units": "all"},
+    "unitsactive": {"k_evaluation": 5000, "split": "test", "images": None, "units": "active"},
+}
+
+
+def seeds(results, name, evaluation=""):
+    """The results of a named run, one for each released seed. results: see `runs.read_released`."""
+    return [r for folder, r in results.items() if re.fullmatch(rf"{name}__seed\d+/?{evaluation}", folder)]
+
+
+def mean(results, field="nll"):
+    """The mean over seeds, of two decimals; no text where there are none."""
+    return f"{fmean(r[field] for r in results):.2f}" if results else ""
+
+
+def shown(results, paper):
+    """NLL and its standard error, active units (of each seed), each followed by the paper's. paper: (NLL, units)."""
+    nll = f"{mean(results)} ± {mean(results, 'nll_standard_error')}" if results else "not trained yet"
+    active = ", ".join(dict.fromkeys("+".join(map(str, r["active_units"])) for r in results))
+    return [nll, paper[0] and f"{paper[0]:.2f}", active, paper[1]]
+
+
+def minutes(results):
+    """The time of training, a mean over seeds."""
+    return f"{fmean(r['train_seconds'] for r in results) / 60:.0f} min" if results else ""
+
+
+def table_1(results, paper):
+    """Burda et al. 2016, Table 1, and `dreg`: a row per cell.
+
+    results: see `runs.read_released`; paper: {run: (NLL, active units)}.
+    """
+    header = ["`python experiments.py`", "NLL", "paper", "active units", "paper", "difference", "best published"]
+    header += ["seeds", "NLL, training images", "NLL, active units alone", "training"]
+    rows = []
+    for layers, k, objective in itertools.product((1, 2), (1, 5, 50), ("vae", "iwae", "dreg")):
+        if k == 1 and objective != "vae":
+            continue
+        name = f"{objective}_l{layers}_k{k}"
+        test, train, active = (seeds(results, f"{name}_fast", evaluation) for evaluation in EVALUATIONS)
+        theirs, nlls = paper.get(name, ("", "")), [r["nll"] for r in test]
+        difference = f"{fmean(nlls) - theirs[0]:+.2f}" if nlls and theirs[0] else ""
+        spread = f"{len(nlls)}, ± {stdev(nlls):.2f}" if len(nlls) > 1 else str(len(nlls))
+        ours = [difference, BEST.get(name, ""), spread, mean(train), mean(active), minutes(test)]
+        rows.append([f"`{name}_fast`", *shown(test, theirs), *ours])
+    return markdown_table(header, rows)
+
+
+def table_2(results, paper, switched):
+    """Burda et al. 2016, Table 2: nets before and after the objective is switched.
+
+    switched: {run: (the run before, the one whose objective follows, NLL after, active units after)}.
+    """
+    header = ["`python experiments.py`", *("NLL", "paper", "active units", "paper"), "switched: NLL", "paper"]
+    header += ["active units", "paper", "training"]
+    rows = []
+    for name, (first, _, *then) in switched.items():
+        before, after = seeds(results, f"{first}_fast"), seeds(results, f"{name}_fast")
+        rows.append([f"`{name}_fast`", *shown(before, paper[first]), *shown(after, then), minutes(after)])
+    return markdown_table(header, rows)
+
+
+def rewritten(page, tables):
+    """The page with each table {name: text} written afresh between its markers."""
+    between = re.compile(r"(<!-- report: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return between.sub(lambda found: f"{found[1]}\n{tables[found[2]]}\n\n{found[3]}", page)
+
+
+def paired_difference(a, b):
+    """Mean of a - b over the same images and its standard error: two floats, nats. a, b: [n] log-likelihoods."""
+    difference = np.float64(a) - b
+    return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
+
+
+def comparison_table(results):
+    """Markdown table of runs evaluated on the same images, each with its paired difference to the first.
+
+    results: {run: contents of results.json, with log_likelihoods [n]}. Raises ValueError where they were evaluated
+    with different k, on another split or other images: their figures cannot stand side by side.
+    """
+    ways = ("k_evaluation", "split", "dataset", "units")
+    evaluations = {(len(r["log_likelihoods"]), *(r[name] for name in ways)) for r in results.values()}
+    if len(evaluations) > 1:
+        raise ValueError(f"runs evaluated in different ways: (images, {', '.join(ways)}) = {evaluations}")
+    n, k, split, dataset, units = evaluations.pop()
+    title = f"NLL = -L_{k} in nats on {n:,} {split} images of {dataset}, ± standard error over the images"
+    title += ", without the units that are not active" * (units == "active") + "; difference: "
+    title += "paired, to the first run, on the same images and the same binarisation draw, ± its standard error."
+    header = ["run", "objective", "k", "NLL", "ELBO", "active units", "NLL difference", "training"]
+    rows, first = [], next(iter(results.values()))
+    for run, r in results.items():
+        difference, error = paired_difference(first["log_likelihoods"], r["log_likelihoods"])
+        rows.append(
+            [
+                run,
+                r["objective"],
+                str(r["k"]),
+                f"{r['nll']:.2f} ± {r['nll_standard_error']:.2f}",
+                f"{r['elbo']:.2f}",
+                "+".join(map(str, r["active_units"])),
+                f"{difference:+.2f} ± {error:.2f}" if r is not first else "",
+                f"{r['train_seconds'] / 60:.1f} min",
+            ]
+        )
+    return f"{markdown_table(header, rows)}\n\n{title}"
+
+
+def markdown_table(header, rows):
+    """Lines of a Markdown table with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
+    )
