@@ -15,6 +15,7 @@ import pytest
 import experiments
 import runs
 from command_line import (
+    ALONE,
     LIKELIHOODS,
     NOT_IN_NAME,
     OBJECTIVES,
@@ -35,12 +36,14 @@ from experiments import (
     GROUPS,
     NAMED_RUNS,
     PAPER,
+    SWITCHED,
     PARAMETERS,
     POSTERIOR_2D,
     Parameters,
     load_data,
     resolve,
 )
+from schedules import plan_epochs
 
 ROOT = Path(experiments.__file__).resolve().parent
 FIELDS = [field.name for field in fields(Parameters)]
@@ -48,7 +51,7 @@ BASE = Parameters()
 
 
 def parsed(*arguments):
-    """Names, overrides and whether to list; of what is wrong, `experiments.main` is asked."""
+    """Names, overrides and what stands alone; of what is wrong, `experiments.main` is asked."""
     return parse(arguments, Parameters, "description")[:3]
 
 
@@ -100,10 +103,10 @@ def leaves(function, *arguments):
     ],
 )
 def test_value(field, text, value):
-    names, overrides, listed = parsed(f"--{field}", text)
-    assert (names, overrides, listed) == ([], {field: value}, False)
+    names, overrides, alone = parsed(f"--{field}", text)
+    assert (names, overrides, alone) == ([], {field: value}, [])
     assert type(overrides[field]) is type(value)
-    assert parsed(f"--{field}={text}") == (names, overrides, listed)
+    assert parsed(f"--{field}={text}") == (names, overrides, alone)
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -119,18 +122,19 @@ def test_every_field_is_an_option_and_a_default_survives_it(field):
     ["iwae vae_l1_k5 --k 3 --seed 2", "--k 3 --seed 2 iwae vae_l1_k5", "iwae --k 3 vae_l1_k5 --seed 2"],
 )
 def test_names_stand_anywhere(arguments):
-    assert parsed(*arguments.split()) == (["iwae", "vae_l1_k5"], {"k": 3, "seed": 2}, False)
+    assert parsed(*arguments.split()) == (["iwae", "vae_l1_k5"], {"k": 3, "seed": 2}, [])
 
 
 def test_nothing_asked():
-    assert parsed() == ([], {}, False)
-    assert parsed("--list") == ([], {}, True)
+    assert parsed() == ([], {}, [])
+    for option in ALONE:
+        assert parsed(f"--{option}") == ([], {}, [option])
 
 
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        ("--epoch 3", r"'--epoch'; did you mean --epochs\? legal are --list, --dataset, .*--datasets_dir$"),
+        ("--epoch 3", r"'--epoch'; did you mean --epochs\? legal are --list, --report, --dataset, .*--datasets_dir$"),
         ("--kevaluation 3", r"'--kevaluation'; did you mean --k_evaluation\?"),
         ("--lis", r"'--lis'; did you mean --list\?"),
         ("-k 3", r"'-k'; did you mean --k\?"),
@@ -138,6 +142,8 @@ def test_nothing_asked():
         ("iwae --k", r"--k: expected one argument"),
         ("--list iwae", r"--list stands alone: it runs nothing$"),
         ("--list --k 3", r"--list stands alone"),
+        ("--report --list", r"--list stands alone"),
+        ("--report iwae", r"--report stands alone"),
     ],
 )
 def test_unknown_option(arguments, expected):
@@ -422,8 +428,32 @@ def test_ten_cells():
     assert len(CELLS) == 10
     assert set(PAPER) == {f"{objective}_l{layers}_k{k}" for objective, layers, k, *_ in CELLS}
     fast = {f"{name}_fast" for name in (*PAPER, "dreg_l1_k5", "dreg_l1_k50", "dreg_l2_k5", "dreg_l2_k50")}
-    assert set(NAMED_RUNS) == {*PAPER, *POSTERIOR_2D, *fast}
+    assert set(NAMED_RUNS) == {*PAPER, *POSTERIOR_2D, *fast, "vae_to_iwae_fast", "iwae_to_vae_fast"}
     assert not set(ALIASES) & set(NAMED_RUNS) and not set(OBJECTIVES) & (set(NAMED_RUNS) | set(ALIASES))
+
+
+def test_table_2():
+    """Burda et al. 2016, Table 2, typed here a second time; each by the end of `fast`, from the run of that seed."""
+    assert SWITCHED["vae_to_iwae"] == ("vae_l1_k1", "iwae_l1_k50", 84.88, "22")
+    assert SWITCHED["iwae_to_vae"] == ("iwae_l1_k50", "vae_l1_k1", 86.02, "23")
+    for name, first, then in (("vae_to_iwae", "vae_l1_k1", "iwae_l1_k50"), ("iwae_to_vae", "iwae_l1_k50", "vae_l1_k1")):
+        run = NAMED_RUNS[f"{name}_fast"]
+        assert replace(run, schedule="fast", init_from=None) == NAMED_RUNS[f"{then}_fast"]
+        assert (run.schedule, run.init_from) == ("switch", f"{first}_fast")
+        assert plan_epochs(run)[0].rate_from == 0.00115 and len(plan_epochs(run)) == 60
+    assert [name for name, _ in resolve(["vae_to_iwae_fast"], {"seed": 1})] == ["vae_to_iwae_fast"]
+
+
+def test_init_from_is_a_path_or_a_run_of_that_seed_in_the_results_or_released(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RELEASED", tmp_path / "pretrained")
+    ours, folder = replace(BASE, init_from="a", seed=3), tmp_path / "results" / "mnist" / "b__seed3"
+    assert runs.initial_folder(folder, ours) == Path("a")
+    for place in (tmp_path / "pretrained" / "mnist" / "a__seed3", folder.with_name("a__seed3")):
+        place.mkdir(parents=True)
+        (place / "model.weights.h5").touch()
+        assert runs.initial_folder(folder, ours) == place
+    assert runs.initial_folder(folder, replace(ours, init_from=str(place))) == place
+    assert runs.initial_folder(folder, replace(ours, seed=0)) == Path("a")
 
 
 @pytest.mark.parametrize("objective, layers, k, nll, active", CELLS)

@@ -355,11 +355,14 @@ def test_another_run_in_the_folder_is_refused(run, alone, tmp_path, field, value
     assert contents(folder) == before
 
 
-def test_training_starts_from_the_weights_of_another_run(run, alone, tmp_path, monkeypatch, uncompiled):
+@pytest.mark.parametrize("by_name", [False, True])
+def test_training_starts_from_the_weights_of_another_run(run, alone, tmp_path, monkeypatch, uncompiled, by_name):
     """With a rate of 0 they stay as they are; the run's folder is named for them."""
     monkeypatch.setitem(schedules.SCHEDULES, "quick", [schedules.Stage(2, 0.0, 0.0)])
-    (folder,) = run(tmp_path, "vae", "--init_from", str(alone), *TRAIN_ALONE)
-    assert folder.name == NAME.replace("__k2", "vae__k2").replace("__seed0", f"__init_from{alone.name}__seed0")
+    monkeypatch.setattr(runs, "RELEASED", alone.parents[1])
+    first = alone.name.removesuffix("__seed0") if by_name else str(alone)
+    (folder,) = run(tmp_path, "vae", "--init_from", first, *TRAIN_ALONE)
+    assert folder.name == f"vae{NAME}".replace("__seed0", f"__init_from{Path(first).name}__seed0")
     for ours, theirs in zip(load_run(folder).get_weights(), load_run(alone).get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

@@ -1,0 +1,167 @@
+"""report.py, docs/release.py and what is in pretrained/: the README's tables are those of the files, the files of the nets."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import experiments
+import runs
+from datasets_download import binarize, load_dataset
+from docs.release import release
+from experiments import PAPER, SWITCHED
+from report import BEST, EVALUATIONS, rewritten, table_1, table_2
+
+RELEASED_RUNS = sorted(path.parent for path in runs.RELEASED.glob("*/*/model.weights.h5"))
+REPORT = """
+import pathlib, sys, experiments
+experiments.README = pathlib.Path(sys.argv[1])
+experiments.main(["--report"])
+assert "tensorflow" not in sys.modules
+"""
+
+
+def evaluated(folder, nll, active=(22,), **fields):
+    """Write what an evaluation of two images leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log_likelihoods = np.float32([-nll - 0.25, -nll + 0.25])
+    np.save(folder / "log_likelihoods.npy", log_likelihoods)
+    results = {"nll": nll, "nll_standard_error": 0.25, "elbo": -100.0, "active_units": active, "train_seconds": 600.0}
+    results |= {"k": 5, "objective": "iwae", "dataset": "mnist", "k_evaluation": 5000, "split": "test"}
+    results |= fields | {f"n_{fields.get('split', 'test')}": 2}
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def cells(table):
+    """The rows of a Markdown table: {first cell: the others}."""
+    rows = [[cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
+    return {first: others for first, *others in rows}
+
+
+@pytest.fixture
+def made_up(tmp_path, monkeypatch):
+    """A pretrained/ of two seeds of one cell, one of a net of two layers and one whose objective was switched."""
+    monkeypatch.setattr(runs, "RELEASED", tmp_path)
+    for seed, nll in enumerate((85.0, 85.5)):
+        folder = tmp_path / "mnist" / f"iwae_l1_k5_fast__seed{seed}"
+        evaluated(folder, nll, [22 + seed], train_seconds=600.0 + 1200 * seed)
+        evaluated(folder / "splittrain__images10000", nll - 1, split="train", images=10000)
+        evaluated(folder / "unitsactive", nll + 0.125, units="active")
+    evaluated(tmp_path / "mnist" / "iwae_l2_k50_fast__seed0", 82.25, [30, 8])
+    evaluated(tmp_path / "mnist" / "vae_l1_k1_fast__seed0", 86.5, [19])
+    evaluated(tmp_path / "mnist" / "vae_to_iwae_fast__seed0", 84.75, [21])
+    return runs.read_released()
+
+
+def test_report_gives_the_readmes_tables_byte_for_byte(tmp_path):
+    """From a README whose tables are empty; without TensorFlow."""
+    readme, copy = experiments.README.read_text(), tmp_path / "README.md"
+    names = re.findall("<!-- report: (.+) -->", readme)
+    copy.write_text(rewritten(readme, dict.fromkeys(names, "")))
+    assert names == ["posterior_2d", "table 1", "table 2"] and len(copy.read_text()) < len(readme) - 3000
+    subprocess.run([sys.executable, "-c", REPORT, str(copy)], check=True, cwd=experiments.README.parent)
+    assert copy.read_bytes() == experiments.README.read_bytes()
+
+
+def test_table_1(made_up):
+    rows = cells(table_1(made_up, PAPER))
+    assert set(rows) >= {f"{name}_fast" for name in PAPER | BEST} and len(rows) == 2 + 14
+    ours, theirs = ["85.25 ± 0.25", "85.54", "22, 23", "22", "-0.29"], "85.41 Li"
+    assert rows["iwae_l1_k5_fast"] == [*ours, theirs, "2, ± 0.35", "84.25", "85.38", "20 min"]
+    assert rows["iwae_l2_k50_fast"][:5] == ["82.25 ± 0.25", "82.90", "30+8", "26+7", "-0.65"]
+    assert rows["iwae_l2_k50_fast"][6:] == ["1", "", "", "10 min"]
+    assert rows["dreg_l1_k5_fast"] == ["not trained yet", "", "", "", "", "", "0", "", "", ""]
+
+
+def test_table_2(made_up):
+    rows = cells(table_2(made_up, PAPER, SWITCHED))
+    switched = ["86.50 ± 0.25", "86.76", "19", "19", "84.75 ± 0.25", "84.88", "21", "22", "10 min"]
+    assert rows["vae_to_iwae_fast"] == switched
+    assert rows["iwae_to_vae_fast"] == [
+        *("not trained yet", "84.78", "", "25"),
+        *("not trained yet", "86.02", "", "23"),
+        "",
+    ]
+
+
+def test_only_what_lies_between_markers_is_rewritten():
+    page = "a\n<!-- report: b -->\nold\n<!-- end -->\nc\n<!-- end -->\n"
+    assert rewritten(page, {"b": r"\1"}) == "a\n<!-- report: b -->\n\n\\1\n\n<!-- end -->\nc\n<!-- end -->\n"
+
+
+# Releasing.
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A run's folder as experiments.py leaves it, evaluated in three ways; pretrained/ is an empty place."""
+    monkeypatch.setattr(runs, "RELEASED", tmp_path / "pretrained")
+    folder = tmp_path / "elsewhere" / "mnist" / "iwae_l1_k5_fast__seed0"
+    for place, fields in EVALUATIONS.items():
+        evaluated(folder / place, 85.0, **fields)
+    for name in ("model.weights.h5", "log.jsonl", "checkpoints/one", "tensorboard/one", "figures/one.png", ".lock"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / "parameters.json").write_text(json.dumps({"results_dir": str(tmp_path), "datasets_dir": "/d", "k": 5}))
+    return folder
+
+
+def test_a_finished_run_is_released(finished):
+    release(finished)
+    target = runs.RELEASED / "mnist" / finished.name
+    files = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    kept = {"model.weights.h5", "log.jsonl", "log_likelihoods.npy", "results.json"}
+    kept |= {f"{place}/{name}" for place in EVALUATIONS if place for name in ("log_likelihoods.npy", "results.json")}
+    assert files == kept | {"parameters.json"}
+    assert all((target / name).read_bytes() == (finished / name).read_bytes() for name in kept)
+    parameters = json.loads((target / "parameters.json").read_text())
+    assert parameters == {"results_dir": "results", "datasets_dir": None, "k": 5}
+    assert len(runs.read_released()) == 3
+
+
+@pytest.mark.parametrize(
+    "damage, told",
+    [
+        (lambda folder: (folder / "model.weights.h5").unlink(), "not trained to its end"),
+        (lambda folder: (folder / "unitsactive" / "results.json").unlink(), "unitsactive: no evaluation there"),
+        (lambda folder: evaluated(folder, 85.0, k_evaluation=500), "seed0: no evaluation there, or another than"),
+    ],
+)
+def test_an_unfinished_run_is_not_released(finished, damage, told):
+    damage(finished)
+    with pytest.raises(SystemExit, match=told):
+        release(finished)
+    assert not runs.RELEASED.exists()
+
+
+# What is in pretrained/.
+
+
+def test_released_results_are_of_their_likelihoods_and_name_no_machine():
+    assert len(runs.read_released()) >= len(RELEASED_RUNS) > 0
+    for results in runs.read_released().values():
+        assert results["nll"] == pytest.approx(-results["log_likelihoods"].mean(dtype=np.float64), abs=1e-3)
+    for folder in RELEASED_RUNS:
+        parameters = json.loads((folder / "parameters.json").read_text())
+        assert parameters["results_dir"] == "results" and parameters["datasets_dir"] is None
+        assert not Path(parameters.get("init_from") or "").is_absolute()
+
+
+@pytest.mark.parametrize("folder", RELEASED_RUNS, ids=lambda folder: folder.name)
+def test_released_likelihoods_are_those_of_the_released_weights(folder):
+    """L_k of 100 test images, one block of the evaluation, by the same random numbers: only rounding may differ.
+
+    The shipped sample begins with them, and so does its binarisation draw.
+    """
+    from evaluation import IMAGES_AT_ONCE, log_likelihood
+    from models import load_run
+
+    results = runs.read_results(folder)
+    assert (results["dataset"], results["split"], results["units"]) == ("mnist", "test", "all")
+    x = binarize(load_dataset("mnist_sample").x_test[:IMAGES_AT_ONCE], "stochastic", runs.EVALUATION_SEED)
+    found = log_likelihood(load_run(folder), x, results["k_evaluation"], runs.EVALUATION_SEED)
+    np.testing.assert_allclose(found, results["log_likelihoods"][: len(x)], rtol=0, atol=2e-3)
