@@ -1,4 +1,4 @@
-"""report.py, docs/release.py and what is in pretrained/: the README's tables are those of the files, the files of the nets."""
+"""report.py, docs/release.py and pretrained/: the README's tables are of the files there, the files of the nets."""
 
 import json
 import re
