@@ -28,9 +28,9 @@ from command_line import (
     unknown,
 )
 from datasets_download import DatasetError, own_binarization
-from report import comparison_table, rewritten, table_1, table_2
-from run_folder import lock, write_text
-from runs import compare, diagnose_run, evaluate_run, load_data, open_run, plot_run, read_released, train_run
+from report import comparison_table, rewritten, schedules_figure, table_1, table_2
+from run_folder import lock, read_log, whole_file, write_text
+from runs import RELEASED, compare, diagnose_run, evaluate_run, load_data, open_run, plot_run, read_released, train_run
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ PARAMETERS = Parameters(
 COMPARE = ("vae", "iwae")  # objectives to train PARAMETERS with, side by side
 # --------------------------------------------------------------------------------------------------------
 
+# Two cells by the paper's first five stages and by ours, whose curves the README shows.
+BY_SCHEDULE = [f"{cell}{how}__seed0" for cell in ("vae_l1_k1", "iwae_l1_k5") for how in ("__epochs121", "_fast")]
 README = Path(__file__).resolve().with_name("README.md")
 NETS = {"l1": ((50,), ((200, 200),)), "l2": ((100, 50), ((200, 200), (100, 100)))}  # latent_units, hidden_units
 NETS["2d"] = ((2,), ((200, 200),))  # not the paper's: a latent space to be seen as it is
@@ -208,11 +210,19 @@ def list_runs():
 
 
 def report():
-    """Write the README's tables of the runs in pretrained/ again, from what is there alone."""
+    """Write the README's tables of the runs in pretrained/, and their curves, again, from what is there alone."""
     results = read_released()
     tables = {"table 1": table_1(results, PAPER), "table 2": table_2(results, PAPER, SWITCHED)}
     posterior_2d = comparison_table({f"{name}__seed0": results[f"{name}__seed0"] for name in POSTERIOR_2D})
     tables["posterior_2d"] = posterior_2d.partition("\n\n")[0]
+    logs = {run: read_log(RELEASED / "mnist" / run) for run in BY_SCHEDULE}
+    tables["schedules"] = f"Not all trained yet: {', '.join(run for run, log in logs.items() if not log)}."
+    if all(logs.values()):
+        from canvas import save_figure
+
+        tables["schedules"] = "![Validation bound by passes and by minutes of both schedules](docs/schedules.png)"
+        with whole_file(README.parent / "docs" / "schedules.png") as partial_file:
+            save_figure(schedules_figure(logs), partial_file)
     write_text(README, rewritten(README.read_text(), tables))
     print(f"tables: {README}")
 

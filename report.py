@@ -85,6 +85,27 @@ def table_2(results, paper, switched):
     return markdown_table(header, rows)
 
 
+def schedules_figure(logs):
+    """A Figure of the bound (nats) on validation images against passes and minutes, a colour for every two runs.
+
+    logs: {run: records of log.jsonl}. The first tenth of the passes, far below the rest, may be cut off.
+    """
+    from canvas import PALETTE, SMALL, label_axes, new_figure
+
+    bounds = {run: [record["bound_validation"] for record in log] for run, log in logs.items()}
+    caption = "Each run's own bound on 400 validation images, with averaged weights where the schedule has them."
+    figure = new_figure("Bound on validation images, by passes and by time", caption, 4.4)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (xlabel, field, unit) in zip(panels, (("passes", "epoch", 1), ("minutes", "seconds", 60)), strict=True):
+        for i, (run, log) in enumerate(logs.items()):
+            style = {"color": PALETTE[i // 2], "linestyle": ("-", "--")[i % 2], "label": run}
+            axes.plot([record[field] / unit for record in log], bounds[run], **style)
+        label_axes(axes, xlabel, "bound (nats)")
+    axes.set_ylim(bottom=min(np.quantile(bound, 0.1) for bound in bounds.values()))
+    axes.legend(loc="lower right", frameon=False, fontsize=SMALL)
+    return figure
+
+
 def rewritten(page, tables):
     """The page with each table {name: text} written afresh between its markers."""
     between = re.compile(r"(<!-- report: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import runs
 from datasets_download import binarize, load_dataset
 from docs.release import release
 from experiments import PAPER, SWITCHED
-from report import BEST, EVALUATIONS, rewritten, table_1, table_2
+from report import BEST, EVALUATIONS, rewritten, schedules_figure, table_1, table_2
 
 RELEASED_RUNS = sorted(path.parent for path in runs.RELEASED.glob("*/*/model.weights.h5"))
 REPORT = """
@@ -62,7 +63,7 @@ def test_report_gives_the_readmes_tables_byte_for_byte(tmp_path):
     readme, copy = experiments.README.read_text(), tmp_path / "README.md"
     names = re.findall("<!-- report: (.+) -->", readme)
     copy.write_text(rewritten(readme, dict.fromkeys(names, "")))
-    assert names == ["posterior_2d", "table 1", "table 2"] and len(copy.read_text()) < len(readme) - 3000
+    assert names == ["posterior_2d", "table 1", "table 2", "schedules"] and len(copy.read_text()) < len(readme) - 3000
     subprocess.run([sys.executable, "-c", REPORT, str(copy)], check=True, cwd=experiments.README.parent)
     assert copy.read_bytes() == experiments.README.read_bytes()
 
@@ -86,6 +87,33 @@ def test_table_2(made_up):
         *("not trained yet", "86.02", "", "23"),
         "",
     ]
+
+
+LOG = [{"epoch": i, "seconds": 120.0 * i, "bound_train": -90.0, "bound_validation": -90 - 10 / i} for i in range(1, 21)]
+
+
+def test_schedules_are_drawn_against_passes_and_minutes():
+    passes, minutes = schedules_figure(dict.fromkeys(experiments.BY_SCHEDULE, LOG)).axes
+    for axes, first in ((passes, 1), (minutes, 2)):
+        assert [line.get_label() for line in axes.lines] == experiments.BY_SCHEDULE
+        assert axes.lines[0].get_xydata()[[0, 19]].tolist() == [[first, -100], [20 * first, -90.5]]
+    assert len({(line.get_color(), line.get_linestyle()) for line in passes.lines}) == 4
+
+
+def test_report_shows_the_schedules_when_all_are_released(tmp_path, monkeypatch):
+    released = shutil.copytree(runs.RELEASED, tmp_path / "pretrained", ignore=shutil.ignore_patterns("*.h5"))
+    for module in (runs, experiments):
+        monkeypatch.setattr(module, "RELEASED", released)
+    monkeypatch.setattr(experiments, "README", tmp_path / "README.md")
+    experiments.README.write_text("<!-- report: schedules -->\n<!-- end -->\n")
+    for run in experiments.BY_SCHEDULE:
+        experiments.main(["--report"])
+        assert f"Not all trained yet: {run}" in experiments.README.read_text()
+        (released / "mnist" / run).mkdir()
+        (released / "mnist" / run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in LOG))
+    experiments.main(["--report"])
+    assert "](docs/schedules.png)" in experiments.README.read_text()
+    assert (tmp_path / "docs" / "schedules.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_only_what_lies_between_markers_is_rewritten():
