@@ -179,11 +179,18 @@ def test_released_results_are_of_their_likelihoods_and_name_no_machine():
         assert not Path(parameters.get("init_from") or "").is_absolute()
 
 
-@pytest.mark.parametrize("folder", RELEASED_RUNS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder",
+    [
+        pytest.param(folder, id=folder.name, marks=[pytest.mark.slow] * (folder != RELEASED_RUNS[0]))
+        for folder in RELEASED_RUNS
+    ],
+)
 def test_released_likelihoods_are_those_of_the_released_weights(folder):
     """L_k of 100 test images, one block of the evaluation, by the same random numbers: only rounding may differ.
 
-    The shipped sample begins with them, and so does its binarisation draw.
+    It did by 0.00014 nats; 0.0001 more in each weight of one layer moves an image by 0.2. The shipped sample begins
+    with these images, and so does its binarisation draw.
     """
     from evaluation import IMAGES_AT_ONCE, log_likelihood
     from models import load_run
