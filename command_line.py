@@ -76,6 +76,7 @@ def illegal_values(p):
         ("likelihood", p.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}"),
         ("schedule", p.schedule in tuple(SCHEDULES), f"one of {', '.join(SCHEDULES)}"),
         ("epochs", p.epochs is None or is_count(p.epochs, 10**5), "None or an integer from 1 to 99999"),
+        ("rate_scale", p.rate_scale is None or is_number(p.rate_scale, **FLOAT32), f"None or {positive}"),
         ("batch", is_count(p.batch), count),
         ("optimizer", p.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
         *[
@@ -117,7 +118,7 @@ def inconsistencies(p, legal):
             found.append(f"{name} = {value}: objective {p.objective!r} {'needs' if takes else 'does not take'} a value")
     if legal("epochs") and p.schedule == "paper" and p.epochs and p.epochs > PAPER_EPOCHS:
         found.append(f"epochs = {p.epochs}: the paper's schedule has {PAPER_EPOCHS}")
-    if legal("snapshot_epochs", "epochs", "schedule", "k"):
+    if legal("snapshot_epochs", "epochs", "schedule", "rate_scale", "k"):
         epochs = len(plan_epochs(p))
         if max(p.snapshot_epochs, default=0) > epochs:
             kept = ",".join(str(epoch) for epoch in p.snapshot_epochs if epoch <= epochs) or "()"

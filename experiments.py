@@ -51,6 +51,7 @@ class Parameters:
     likelihood: str = "bernoulli"  # bernoulli, or gaussian for continuous data
     schedule: str = "quick"  # quick, hold, fast, paper or switch: passes and learning rates (schedules.py)
     epochs: int | None = None  # passes over the training images; cuts `paper` short, rescales others; None: all
+    rate_scale: float | None = None  # multiplies the learning rates of the schedule, above 0; None: as they stand
     batch: int = 20  # images per step
     optimizer: str = "adam"  # adam or muon
     beta_1: float = 0.9  # Adam: decay of the first moment, in [0, 1)

@@ -58,8 +58,8 @@ def plan_epochs(parameters):
     """The whole training of a run, epoch by epoch."""
     plan = []
     for stage in stages_of(parameters.schedule, parameters.epochs):
-        rates = np.linspace(stage.rate_from, stage.rate_to, stage.epochs + 1).tolist()
-        for rate_from, rate_to in itertools.pairwise(rates):
+        rates = np.linspace(stage.rate_from, stage.rate_to, stage.epochs + 1) * (parameters.rate_scale or 1)
+        for rate_from, rate_to in itertools.pairwise(rates.tolist()):
             plan.append(Epoch(len(plan) + 1, min(stage.k or parameters.k, parameters.k), rate_from, rate_to))
     return plan
 

@@ -1,4 +1,4 @@
-"""The same training step in plain JAX: one jitted `lax.scan` over steps, differentiated automatically, optax Adam."""
+"""The same training step and likelihood in plain JAX: jitted `lax.scan`, differentiated automatically, optax Adam."""
 
 import functools
 
@@ -41,7 +41,7 @@ def log_normal(z, log_std, mean):
     return jnp.sum(-0.5 * jnp.log(2 * jnp.pi) - log_std - 0.5 * ((z - mean) * jnp.exp(-log_std)) ** 2, axis=-1)
 
 
-def loss(parameters, x, key, k):
+def log_weights(parameters, x, key, k):
     z, log_w = x, 0.0
     samples = []
     for layer in parameters["encoder"]:
@@ -55,8 +55,11 @@ def loss(parameters, x, key, k):
     for layer, below, above in zip(parameters["decoder"][1:], samples[:-1], samples[1:], strict=True):
         log_w += log_normal(below, *apply(layer, above))
     (logits,) = apply(parameters["decoder"][0], samples[0])
-    log_w += jnp.sum(x * logits - jax.nn.softplus(logits), axis=-1)
-    return -jnp.mean(jax.nn.logsumexp(log_w, axis=0) - jnp.log(k))
+    return log_w + jnp.sum(x * logits - jax.nn.softplus(logits), axis=-1)
+
+
+def loss(parameters, x, key, k):
+    return -jnp.mean(jax.nn.logsumexp(log_weights(parameters, x, key, k), axis=0) - jnp.log(k))
 
 
 def make_run(images, latent_units, hidden_units, k, batch):
@@ -83,3 +86,20 @@ def make_run(images, latent_units, hidden_units, k, batch):
     order = jnp.asarray(order[: len(images) // batch * batch].reshape(-1, batch))
     state, key = optimizer.init(parameters), jax.random.PRNGKey(1)
     return lambda steps: jax.block_until_ready(stretch(parameters, state, key, order, steps))
+
+
+def make_likelihood(x, latent_units, hidden_units, k, images_at_once=100, samples_at_once=50):
+    """A function (of a number of times, always 1) that gives L_k of every image, chunk by chunk."""
+    parameters = make_parameters(x.shape[1], latent_units, hidden_units)
+
+    @jax.jit
+    def block(images, key):
+        def chunk(log_sum, key):
+            log_w = log_weights(parameters, images, key, samples_at_once)
+            return jnp.logaddexp(log_sum, jax.nn.logsumexp(log_w, axis=0)), None
+
+        keys = jax.random.split(key, k // samples_at_once)
+        return jax.lax.scan(chunk, jnp.full(len(images), -jnp.inf), keys)[0] - jnp.log(k)
+
+    blocks = x.reshape(-1, images_at_once, x.shape[1])
+    return lambda _: [np.asarray(block(images, jax.random.PRNGKey(i))) for i, images in enumerate(blocks)]

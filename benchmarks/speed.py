@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -32,8 +31,9 @@ from models import Autoencoder
 from report import markdown_table
 from training import build_optimizer, compile_stretch
 
-BATCH, FEATURES, IMAGES = 20, 784, 60_000
-CELLS = [(layers, k) for layers in NETS for k in (1, 5, 50)]
+BATCH, FEATURES, IMAGES = 20, 784, 6000
+DEPTHS = {"l1": "1 layer", "l2": "2 layers"}
+CELLS = [(net, k) for net in DEPTHS for k in (1, 5, 50)]
 CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # k of the figure
 SQUARE = 4000  # rows of the matrix product that stands for the machine's peak
 REFERENCES = {"JAX": "reference_jax", "PyTorch": "reference_torch"}
@@ -41,7 +41,7 @@ REFERENCES = {"JAX": "reference_jax", "PyTorch": "reference_torch"}
 
 def make_images():
     """Noise that is black for the most part, as MNIST is: [n, features] uint8."""
-    return np.uint8(255 * np.random.default_rng(0).random((IMAGES // 10, FEATURES)) ** 4)
+    return np.uint8(255 * np.random.default_rng(0).random((IMAGES, FEATURES)) ** 4)
 
 
 def our_run(images, latent_units, hidden_units, k, **fields):
@@ -62,9 +62,9 @@ def square_run():
     return lambda times: [product().numpy() for _ in range(times)]
 
 
-def products(layers, k):
+def products(net, k):
     """Floating-point operations of the matrix products of one step: 2 forward, 4 backward per weight and row."""
-    latent_units, hidden_units = NETS[layers]
+    latent_units, hidden_units = NETS[net]
     total, below = 0, FEATURES
     for layer, (hidden, units) in enumerate(zip(hidden_units, latent_units, strict=True)):
         sizes = [below, *hidden]
@@ -78,68 +78,64 @@ def products(layers, k):
     return total
 
 
-def measure(runs, rounds, seconds):
-    """Median seconds per step of each of {name: run}, which take turns; each turn lasts about `seconds`."""
-    steps, times = {}, {name: [] for name in runs}
-    for name, run in runs.items():
-        run(1)  # compiles
-        start = time.perf_counter()
-        run(2)
-        steps[name] = int(np.clip(seconds / (time.perf_counter() - start) * 2, 2, IMAGES // 10 // BATCH))
-        run(steps[name])
+def measure(runs, rounds):
+    """Median seconds per step of each of {name: (run, steps)}, which take turns of so many steps."""
+    times = {name: [] for name in runs}
+    for run, steps in runs.values():
+        run(steps)  # compiles
     for _ in range(rounds):
-        for name, run in runs.items():
+        for name, (run, steps) in runs.items():
             start = time.perf_counter()
-            run(steps[name])
-            times[name].append((time.perf_counter() - start) / steps[name])
+            run(steps)
+            times[name].append((time.perf_counter() - start) / steps)
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def contenders():
-    """{name: function of (images, latent_units, hidden_units, k) that makes a run}: ours, and what is installed."""
-    found = {"ours": our_run}
+def installed():
+    """{name: module} of the references that are installed."""
+    found = {}
     for name, module in REFERENCES.items():
         try:
-            found[name] = partial(importlib.import_module(module).make_run, batch=BATCH)
+            found[name] = importlib.import_module(module)
         except ImportError as error:
             print(f"{name} takes no part: {error}")
     return found
 
 
-def step_times(images, rounds, seconds):
-    """Median milliseconds per step, {(contender, layers, k): ms}, and the peak in GFLOP/s of the same sitting."""
-    runs = {"square": square_run()}
-    for name, make_run in contenders().items():
-        runs |= {(name, layers, k): make_run(images, *NETS[layers], k) for layers, k in CELLS}
-    runs["subsampled"] = our_run(images, *NETS[1], 50, backward_samples=8)
-    times = measure(runs, rounds, seconds)
+def step_times(images, references, curve, rounds):
+    """Median milliseconds per step, {(contender, net, k): ms}, and the peak in GFLOP/s of the same sitting."""
+    runs = {"square": (square_run(), 1)}
+    for net, k in dict.fromkeys([*CELLS, *curve]):
+        steps = max(8, 300 // k)
+        runs["ours", net, k] = our_run(images, *NETS[net], k), steps
+        for name, reference in references.items() if (net, k) in CELLS else ():
+            runs[name, net, k] = reference.make_run(images, *NETS[net], k, BATCH), steps
+    runs["subsampled"] = our_run(images, *NETS["l1"], 50, backward_samples=8), 8
+    times = measure(runs, rounds)
     peak = 2 * SQUARE**3 / times.pop("square") / 1e9
     return {name: 1000 * value for name, value in times.items()}, peak
 
 
-def step_table(times, peak):
+def step_table(times, peak, names):
     """Markdown: a row for each net and k, a column for each contender, our ratio to it, our share of the peak."""
-    names = list(dict.fromkeys(key[0] for key in times if key != "subsampled"))
-    header = ["net", *[f"{name}, ms" for name in names], *[f"ours / {name}" for name in names[1:]], "share of peak"]
+    header = ["net", "ours, ms"] + [f"{name}, ms" for name in names] + [f"ours / {name}" for name in names]
     rows = []
-    for layers, k in CELLS:
-        ours, *others = [times[name, layers, k] for name in names]
-        share = products(layers, k) / (ours / 1000) / (peak * 1e9)
+    for net, k in CELLS:
+        ours, *others = [times[name, net, k] for name in ("ours", *names)]
+        share = products(net, k) / (ours / 1000) / (peak * 1e9)
         cells = [f"{ms:.2f}" for ms in (ours, *others)] + [f"{ours / other:.2f}" for other in others]
-        rows.append([f"{layers} layer{'s' * (layers > 1)}, k = {k}", *cells, f"{share:.0%}"])
-    return markdown_table(header, rows)
+        rows.append([f"{DEPTHS[net]}, k = {k}", *cells, f"{share:.0%}"])
+    return markdown_table([*header, "share of peak"], rows)
 
 
-def likelihood_seconds(images, k=500, n=1000):
-    """Seconds that L_5000 of 10,000 images takes, extrapolated from n images and k samples."""
-    model = Autoencoder(images.mean(axis=0) / 255, *NETS[1])
-    x = np.float32(images[:n] > 127)
-    seconds = []
-    for samples in (k, 2 * k):  # the difference is free of the compilation
-        start = time.perf_counter()
-        log_likelihood(model, x, samples)
-        seconds.append(time.perf_counter() - start)
-    return (seconds[1] - seconds[0]) * (5000 / k) * (10_000 / n)
+def likelihood_seconds(images, references, rounds, k=500):
+    """{contender: median seconds of L_k of the images}, of those that have a likelihood."""
+    x, model = np.float32(images > 127), Autoencoder(images.mean(axis=0) / 255, *NETS["l1"])
+    runs = {"ours": (lambda _: log_likelihood(model, x, k), 1)}
+    for name, reference in references.items():
+        if hasattr(reference, "make_likelihood"):
+            runs[name] = reference.make_likelihood(x, *NETS["l1"], k), 1
+    return measure(runs, rounds)
 
 
 START_UP = """
@@ -147,7 +143,7 @@ import time
 start = time.perf_counter()
 from speed import make_images, our_run, NETS
 imported = time.perf_counter()
-run = our_run(make_images(), *NETS[1], 5)
+run = our_run(make_images(), *NETS["l1"], 5)
 run(1)
 first = time.perf_counter()
 run(1)
@@ -161,13 +157,13 @@ def start_up():
     return [float(word) for word in done.stdout.split()[-3:]]
 
 
-def curve_figure(ms):
-    """Time per step against k; {(layers, k): ms}."""
+def curve_figure(times):
+    """Our time per step against k, of the times of `step_times`."""
     figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for layers, colour in zip(NETS, ("#332288", "#CC6677"), strict=True):
-        values = [ms[layers, k] for k in CURVE]
-        axes.loglog(CURVE, values, "o-", color=colour, label=f"{layers} stochastic layer{'s' * (layers > 1)}")
+    for net, colour in zip(DEPTHS, ("#332288", "#CC6677"), strict=True):
+        values = [times["ours", net, k] for k in CURVE]
+        axes.loglog(CURVE, values, "o-", color=colour, label=DEPTHS[net])
         axes.loglog(CURVE, [values[-1] * k / CURVE[-1] for k in CURVE], ":", color=colour, linewidth=1)
     axes.set(
         xlabel="k", ylabel="milliseconds per step", title=f"Training step, batch {BATCH}; dotted: proportional to k"
@@ -179,22 +175,25 @@ def curve_figure(ms):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under a minute; prints, and writes no table")
+    parser.add_argument(
+        "--quick", action="store_true", help="our step alone, under a minute; prints, and writes no table"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the medians of our step, in ms, to a file")
     options = parser.parse_args()
-    images = make_images()
-    times, peak = step_times(images, *((3, 0.1) if options.quick else (9, 0.5)))
-    table = step_table(times, peak)
+    images, references = make_images(), {} if options.quick else installed()
+    curve = [] if options.quick else [(net, k) for net in DEPTHS for k in CURVE]
+    times, peak = step_times(images, references, curve, rounds=3 if options.quick else 9)
+    table = step_table(times, peak, list(references))
     print(table)
     if options.json:
-        medians = {f"l{layers}_k{k}": round(times["ours", layers, k], 4) for layers, k in CELLS}
+        medians = {f"{net}_k{k}": round(times["ours", net, k], 4) for net, k in CELLS}
         Path(options.json).write_text(json.dumps(medians, indent=2) + "\n")
     if options.quick:
         return
-    curve = {(layers, k): our_run(images, *NETS[layers], k) for layers in NETS for k in CURVE}
-    curve_figure({key: 1000 * s for key, s in measure(curve, 5, 0.2).items()}).savefig(HERE / "time_per_step.png")
+    curve_figure(times).savefig(HERE / "time_per_step.png")
+    likelihoods = likelihood_seconds(images[:1000], references, rounds=5)
     imported, compiled, step = start_up()
-    subsampled = times["subsampled"]
+    subsampled, full = times["subsampled"], times["ours", "l1", 50]
     text = f"""# Speed
 
 `python benchmarks/speed.py`, with the packages of `benchmarks/requirements.txt`: {os.cpu_count()} cores ({machine()}),
@@ -206,8 +205,8 @@ count.
 Share of peak: matrix products of the step against a product of two square matrices of {SQUARE:,} rows,
 {peak:.0f} GFLOP/s.
 
-- `backward_samples=8`, k = 50, one layer: {subsampled:.2f} ms, {subsampled / times["ours", 1, 50]:.2f} of a full step.
-- L_5000 of 10,000 images, one layer: {likelihood_seconds(images):.0f} s (extrapolated from 1,000 images, k = 500).
+- `backward_samples=8`, k = 50, one layer: {subsampled:.2f} ms, {subsampled / full:.2f} of a full step.
+- L_500 of 1,000 images, one layer: {", ".join(f"{name} {s:.2f} s" for name, s in likelihoods.items())}.
 - Start: imports {imported:.1f} s; net, compilation, first step {compiled:.1f} s; then {1000 * step:.1f} ms a step.
 
 ![Time per step against k](time_per_step.png)

@@ -119,6 +119,12 @@ def test_images_are_binarised_afresh_each_time_they_are_served(small_net, monkey
     assert abs(np.mean(draws) - 0.2) < 4.5 * 0.4 / np.sqrt(72000)
 
 
+def test_rate_scale_multiplies_every_rate():
+    plans = [plan_epochs(replace(TINY, schedule="fast", rate_scale=scale)) for scale in (None, 3)]
+    for plain, scaled in zip(*plans, strict=True):
+        assert scaled == plain._replace(rate_from=3 * plain.rate_from, rate_to=3 * plain.rate_to)
+
+
 @pytest.mark.parametrize("binarization", ["fixed", "none"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_other_images_are_served_as_they_are(small_net, monkeypatch, binarization, dtype):
