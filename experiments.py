@@ -13,6 +13,9 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: sys.exit("experiments.py: stopped before anything was begun"))
+
 from command_line import (
     EVALUATION,
     OBJECTIVE_PARAMETERS,
@@ -196,17 +199,17 @@ def main(arguments=None):
     names, overrides, listed, wrong = parse(arguments, Parameters, __doc__)
     if listed and not wrong:
         return list_runs()
-    loaded, runs = {}, []
+    loaded, asked = {}, []
     for name, parameters in resolve(names, overrides, wrong):
         source = (parameters.dataset, parameters.datasets_dir, parameters.binarization)
         data = loaded[source] if source in loaded else loaded.setdefault(source, load_data(parameters))
         dataset = parameters.dataset if parameters.dataset.endswith(".npz") else data.name  # maybe the sample
         parameters = replace(parameters, dataset=dataset, binarization=data.binarization)
-        runs.append(open_run(name, parameters, data))
+        asked.append((name, parameters, data))
     with contextlib.ExitStack() as locks:
-        for run in runs:
+        for run in [open_run(*each) for each in asked]:
             locks.enter_context(lock(run.folder))
-        perform(runs)
+        perform([open_run(*each) for each in asked])  # again: until the lock another process may have changed a folder
 
 
 def perform(runs):
@@ -228,6 +231,7 @@ def perform(runs):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         main()
