@@ -94,8 +94,8 @@ def illegal_values(p):
         ("images", p.images is None or is_number(p.images, int, 2), "None or an integer of 2 or more"),
         ("units", p.units in UNITS, f"one of {', '.join(UNITS)}"),
         *[(name, isinstance(getattr(p, name), bool), "True or False") for name in SWITCHES],
-        ("results_dir", isinstance(p.results_dir, str), "a folder"),
-        ("datasets_dir", p.datasets_dir is None or isinstance(p.datasets_dir, str), "None or a folder"),
+        ("results_dir", is_folder(p.results_dir), "a folder"),
+        ("datasets_dir", p.datasets_dir is None or is_folder(p.datasets_dir), "None or a folder"),
     ]
     bad = {name: f"{name} = {getattr(p, name)!r}: must be {legal}" for name, fine, legal in rules if not fine}
     return {name: line + nearest(getattr(p, name), NAMES.get(name, ())) for name, line in bad.items()}
@@ -188,8 +188,9 @@ def parse(arguments, kind, description):
         parser.add_argument(f"--{option}", action="store_true", help=text)
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     for field in fields:
-        alone = {"nargs": "?", "const": "true"} if field in SWITCHES else {}
-        parser.add_argument(f"--{field}", default=argparse.SUPPRESS, metavar="VALUE", **alone)
+        alone = "true" if field in SWITCHES else ""  # without a value: `problems` refuses what is empty
+        parser.add_argument(f"--{field}", nargs="?", const=alone, default=argparse.SUPPRESS, metavar="VALUE")
+    parser._negative_number_matcher = re.compile(r"-\.?\d")  # else -1e5 is taken for an option
     parser.error = lambda message: sys.exit(f"experiments.py: {message}")
     options, rest = parser.parse_known_intermixed_args(arguments)
     overrides, legal = vars(options), [f"--{option}" for option in (*ALONE, *fields)]

@@ -254,11 +254,12 @@ def file_of(name: str, datasets_dir: str | Path | None = None) -> Path:
     near = "".join(f"; did you mean {word}?" for word in difflib.get_close_matches(name, DATASETS, 1))
     legal = f"legal are {', '.join(DATASETS)}, or the path of a .npz file"
     require(name in DATASETS or name.endswith(".npz"), f"unknown data set {name!r}{near or ';'} {legal}")
-    if name.endswith(".npz"):
-        return Path(name).expanduser()
     if name == "mnist_sample":
         return SHIPPED / "mnist_sample.npz"
-    return Path(datasets_dir or os.environ.get(ENVIRONMENT) or SHIPPED).expanduser() / f"{name}.npz"
+    folder = datasets_dir or os.environ.get(ENVIRONMENT) or SHIPPED
+    path = Path(os.path.expanduser(name if name.endswith(".npz") else f"{folder}/{name}.npz"))
+    require(not str(path).startswith("~"), f"{path}: there is no such user")
+    return path
 
 
 def own_binarization(name: str) -> str:

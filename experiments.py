@@ -15,6 +15,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: sys.exit("experiments.py: stopped before anything was begun"))
+
 from command_line import (
     EVALUATION,
     OBJECTIVE_PARAMETERS,
@@ -216,9 +219,10 @@ def report():
     tables = {"table 1": table_1(results, PAPER), "table 2": table_2(results, PAPER, SWITCHED)}
     posterior_2d = comparison_table({f"{name}__seed0": results[f"{name}__seed0"] for name in POSTERIOR_2D})
     tables["posterior_2d"] = posterior_2d.partition("\n\n")[0]
-    logs = {run: read_log(RELEASED / "mnist" / run) for run in BY_SCHEDULE}
-    tables["schedules"] = f"Not all trained yet: {', '.join(run for run, log in logs.items() if not log)}."
-    if all(logs.values()):
+    logs = {run: read_log(RELEASED / "mnist" / run, results[run]["epochs"]) for run in BY_SCHEDULE if run in results}
+    missing = [run for run in BY_SCHEDULE if run not in logs]
+    tables["schedules"] = f"Not all trained yet: {', '.join(missing)}."
+    if not missing:
         from canvas import save_figure
 
         tables["schedules"] = "![Validation bound by passes and by minutes of both schedules](docs/schedules.png)"
@@ -233,17 +237,17 @@ def main(arguments=None):
     names, overrides, alone, wrong = parse(arguments, Parameters, __doc__)
     if alone and not wrong:
         return {"list": list_runs, "report": report}[alone[0]]()
-    loaded, runs = {}, []
+    loaded, asked = {}, []
     for name, parameters in resolve(names, overrides, wrong):
         source = (parameters.dataset, parameters.datasets_dir, parameters.binarization)
         data = loaded[source] if source in loaded else loaded.setdefault(source, load_data(parameters))
         dataset = parameters.dataset if parameters.dataset.endswith(".npz") else data.name  # maybe the sample
         parameters = replace(parameters, dataset=dataset, binarization=data.binarization)
-        runs.append(open_run(name, parameters, data))
+        asked.append((name, parameters, data))
     with contextlib.ExitStack() as locks:
-        for run in runs:
+        for run in [open_run(*each) for each in asked]:
             locks.enter_context(lock(run.folder))
-        perform(runs)
+        perform([open_run(*each) for each in asked])  # again: until the lock another process may have changed a folder
 
 
 def perform(runs):
@@ -265,6 +269,7 @@ def perform(runs):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         main()

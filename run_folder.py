@@ -90,18 +90,18 @@ def damaged(path, way_out):
     return f"{path} is damaged or missing; what else is there stands. Way out: {way_out}"
 
 
-def read_log(folder, epochs=None):
-    """The records of log.jsonl, a dict per epoch: the first `epochs`, or all, none where there is no such file.
+def read_log(folder, epochs):
+    """The records of the log.jsonl of a training that has ended, a dict for each of its epochs.
 
     Raises OSError where they are not there, or not whole.
     """
     path = Path(folder) / "log.jsonl"
-    with reading(damaged(path, f"put it back, or delete {folder}, and the same command trains from the beginning")):
-        log = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    with reading(damaged(path, "delete model.weights.h5, and the same command makes both of the last checkpoint")):
+        log = [json.loads(line) for line in path.read_text().splitlines()]
         found = [record["epoch"] for record in log if all(isinstance(record[field], int | float) for field in LOGGED)]
-        if found != list(range(1, len(log) + 1)) or len(log) < (epochs or 0):
-            raise ValueError(f"it has epochs {found}, of {epochs or 'all'}")
-    return log[:epochs]
+        if found != list(range(1, epochs + 1)):
+            raise ValueError(f"it has epochs {found}, of {epochs}")
+    return log
 
 
 def check_parameters(folder, ours, ignored):

@@ -22,7 +22,7 @@ RELEASED = Path(__file__).resolve().parent / "pretrained"
 SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
 PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # whose versions are recorded
 RESULTS = ("nll", "nll_standard_error", "elbo", "active_units", "train_seconds")  # what is read of results.json
-RESULTS += ("k", "objective", "dataset", "k_evaluation", "split")
+RESULTS += ("k", "objective", "dataset", "k_evaluation", "split", "digest")
 LONGEST = 200  # characters in the name of a run: file systems take 255
 NET = ("features", "latent_units", "hidden_units", "likelihood")  # what weights have to fit
 SHOWN = 10  # validation images, with their reconstructions, and a fourth of the samples, in TensorBoard
@@ -40,8 +40,6 @@ def load_data(parameters):
         tried = "; ".join(line.strip() for line in str(error).splitlines())
         print(f"{tried} Going on with {SAMPLE}: its likelihoods cannot be compared with the paper's.", file=sys.stderr)
         data = load_dataset(SAMPLE, binarization=parameters.binarization)
-    if parameters.batch > len(data.x_train):
-        sys.exit(f"experiments.py: batch = {parameters.batch}: {data.name} has {len(data.x_train)} training images")
     return data
 
 
@@ -91,6 +89,10 @@ class Run(NamedTuple):
 
 def open_run(name, parameters, data):
     """The Run; leaves with the difference where its folder holds another, or none though none is to be trained."""
+    for field, split in (("batch", "train"), ("images", parameters.split)):
+        asked, n = getattr(parameters, field), len(getattr(data, f"x_{split}"))
+        if asked and asked > n:
+            sys.exit(f"experiments.py: {field} = {asked}: {data.name} has {n} {split} images")
     folder = Path(parameters.results_dir) / data.name / f"{name}__seed{parameters.seed}"
     if parameters.pretrained and not any((folder / name).exists() for name in ("model.weights.h5", "checkpoints")):
         take_released(folder)
@@ -120,9 +122,10 @@ def take_released(folder):
         sys.exit(f"experiments.py: --pretrained: {folder.name} was not released; there are: {released}")
 
     files = [path for path in source.rglob("*") if path.is_file() and path.name != ".lock"]
-    for file in sorted(files, key=lambda path: path.name == "model.weights.h5"):
-        with whole_file(folder / file.relative_to(source)) as partial:
-            shutil.copyfile(file, partial)
+    with lock(folder):
+        for file in sorted(files, key=lambda path: path.name == "model.weights.h5"):
+            with whole_file(folder / file.relative_to(source)) as partial:
+                shutil.copyfile(file, partial)
 
 
 def results_folder(folder, parameters):
@@ -138,15 +141,13 @@ def results_folder(folder, parameters):
 def train_run(run):
     """Train the run in its folder, or go on where it was stopped."""
     from evaluation import mean_bound
-    from models import Autoencoder, snapshots
-    from training import objective_of, train
+    from models import Autoencoder
+    from training import objective_of, tell_lost, train
 
     folder, _, parameters, data = run
     if (folder / "model.weights.h5").exists():
-        lost = ", ".join(str(epoch) for epoch in parameters.snapshot_epochs if epoch not in snapshots(folder))
-        way_out = f", and the weights of epochs {lost} were not kept: for them delete {folder}, or name another place"
-        print(f"{folder.name}: trained already" + (way_out + " by --results_dir") * bool(lost))
-        return
+        print(f"{folder.name}: trained already")
+        return tell_lost(folder, parameters, len(plan_epochs(parameters)))
     begun = (folder / "checkpoints").exists()  # then its checkpoint has all that it needs
     first = load_model(initial_folder(folder, parameters)) if parameters.init_from and not begun else None
     write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
@@ -242,6 +243,7 @@ def write_results(run, model, x, of):
     }
     with whole_file(run.results / "log_likelihoods.npy") as partial:
         np.save(partial, log_likelihoods)
+        results["digest"] = digest(partial.read_bytes())
     write_text(run.results / "results.json", json.dumps(results, indent=2) + "\n")
 
 
@@ -349,9 +351,9 @@ def read_results(place):
     """What an evaluation left: the contents of results.json, and log_likelihoods [n]."""
     results, path = read_json(place), place / "log_likelihoods.npy"
     with reading(damaged(path, "delete it, and the same command evaluates again")):
-        log_likelihoods = np.load(path)
-        n = results[f"n_{results['split']}"]
-        return results | {"log_likelihoods": np.reshape(log_likelihoods, n).astype(np.float32, casting="same_kind")}
+        if digest(path.read_bytes()) != results["digest"]:
+            raise ValueError("it is not the one that results.json was written with")
+        return results | {"log_likelihoods": np.load(path)}
 
 
 def read_released():

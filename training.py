@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from checkpoints import Checkpoints, tensorflow_writes
 from losses import TwoBounds, build_objective, gather_samples, resample
-from models import fold_seed, random_uniform, split_seed
-from run_folder import read_log, stop_asked, whole_file, write_text
+from models import fold_seed, random_uniform, snapshots, split_seed
+from run_folder import stop_asked, whole_file, write_text
 from schedules import Epoch, describe, epoch_inputs, plan_epochs
 
 STRETCHES_PER_EPOCH = 5  # entries into Python, for the progress bar, checkpoints and Ctrl-C
@@ -216,16 +216,15 @@ def save_weights(model, path):
 class Progress(NamedTuple):
     """How far a training has come."""
 
-    epochs: int = 0  # finished and logged
+    log: tuple = ()  # a `log_record` for each finished epoch
     stretch: int = 0  # the next one of the epoch after them
     total: float = 0.0  # of that epoch: sum of the steps' mean bounds, nats
     seconds: float = 0.0  # of training
 
-    @classmethod
-    def of(cls, variable):
-        """As a variable [4] holds it in checkpoints."""
-        epochs, stretch, total, seconds = variable.numpy().tolist()
-        return cls(int(epochs), int(stretch), total, seconds)
+    @property
+    def epochs(self):
+        """How many are finished."""
+        return len(self.log)
 
 
 def run_stretch(stretch, inputs, done, variables, bar):
@@ -293,22 +292,44 @@ def not_finite(model, x_train, parameters, epoch, inputs, step):
     if not layers:
         largest = max(np.abs(gradient).max() for gradient in ascent)
         layers = [f"no layer, but its largest value, {largest:.1e}, overflows the optimizer or clip_norm"]
-    return FloatingPointError(
-        f"not finite in epoch {epoch.number}, step {step}, learning rate {rates[step]:.3g}: "
+    return diverged(
+        f"epoch {epoch.number}, step {step}, learning rate {rates[step]:.3g}: "
         f"the bound of training images {images.tolist() or 'none'} of {order[step].tolist()}; "
-        f"the gradient of {', '.join(layers)}. The last checkpoint stands; nothing after it is saved. "
-        "Way out: --clip_norm 10, a lower learning rate (schedule), another seed, or another likelihood"
+        f"the gradient of {', '.join(layers)}",
+        parameters,
+    )
+
+
+def diverged(what, parameters):
+    """The error of a training that has come to a number that is not finite, with the ways out."""
+    clip_norm = "a lower --clip_norm" if parameters.clip_norm else "--clip_norm 10"
+    return FloatingPointError(
+        f"not finite in {what}. The last checkpoint stands; nothing after it is saved. "
+        f"Way out: {clip_norm}, lower learning rates (--rate_scale 0.5), another seed, or another likelihood"
     )
 
 
 def resume(model, optimizer, folder):
-    """Take the last checkpoint of a folder, if it has one: its Checkpoints, its progress (a variable) and its log."""
-    progress = tf.Variable(np.array(Progress()))
+    """Take the last checkpoint of a folder, if it has one: its Checkpoints, its progress (a variable, as JSON)."""
+    progress = tf.Variable(json.dumps(Progress()))
     # As lists of variables: TensorFlow does not see into Keras's lists of layers, so of a model it keeps nothing.
     state = {"model": model.variables, "optimizer": optimizer.variables, "progress": progress}
     checkpoints = Checkpoints(folder / "checkpoints", **state)
     checkpoints.restore()
-    return checkpoints, progress, read_log(folder, Progress.of(progress).epochs)  # it may be ahead
+    return checkpoints, progress
+
+
+def write_log(folder, log):
+    """Write log.jsonl, a line for each record: a copy for readers of what the checkpoints hold."""
+    write_text(folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
+
+
+def tell_lost(folder, parameters, epochs):
+    """Say which weights that `snapshot_epochs` asks for were not kept, in a training gone so many epochs far."""
+    lost = [epoch for epoch in parameters.snapshot_epochs if epoch <= epochs and epoch not in snapshots(folder)]
+    if lost:
+        way_out = f"for them delete {folder}, or name another place by --results_dir"
+        print(f"{folder.name}: the weights of epochs {', '.join(map(str, lost))} were not kept: {way_out}")
 
 
 def train(model, x_train, parameters, folder, validation_bound, images=dict):
@@ -323,8 +344,10 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
     Raises KeyboardInterrupt, once a checkpoint is written, after Ctrl-C or SIGTERM.
     """
     optimizer = build_optimizer(parameters, model)
-    checkpoints, progress, log = resume(model, optimizer, folder)
-    variables, done = model.variables + optimizer.variables, Progress.of(progress)
+    checkpoints, progress = resume(model, optimizer, folder)
+    variables, done = model.variables + optimizer.variables, Progress(*json.loads(progress.numpy()))
+    write_log(folder, done.log)
+    tell_lost(folder, parameters, done.epochs)
     plan = plan_epochs(parameters)[done.epochs :]
     stretches = compile_stretches(model, optimizer, x_train, parameters, plan)
     if plan:
@@ -343,15 +366,17 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
                 if done.stretch == STRETCHES_PER_EPOCH:
                     with averaged_weights(model, optimizer):
                         bounds = done.total / len(inputs[1]), validation_bound()
+                        if not np.isfinite(bounds[1]):
+                            raise diverged(f"epoch {epoch.number}: the bound of validation images", parameters)
                         write_images(writer, epoch.number, images)
                         if epoch.number in parameters.snapshot_epochs:
                             save_weights(model, folder / "snapshots" / f"epoch{epoch.number:04d}.weights.h5")
-                    log.append(log_record(epoch, *bounds, done.seconds))
-                    write_scalars(writer, log[-1])
-                    done = Progress(epoch.number, seconds=done.seconds)
+                    record = log_record(epoch, *bounds, done.seconds)
+                    write_scalars(writer, record)
+                    done = Progress([*done.log, record], seconds=done.seconds)
                 if asked or checkpoints.due() or done.epochs == plan[-1].number:
-                    write_text(folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log))
-                    progress.assign(done)
+                    write_log(folder, done.log)
+                    progress.assign(json.dumps(done))
                     checkpoints.save(f"{done.epochs:05d}-{done.stretch}")
                 if asked:
                     raise KeyboardInterrupt

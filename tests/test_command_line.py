@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -139,7 +140,9 @@ def test_nothing_asked():
         ("--lis", r"'--lis'; did you mean --list\?"),
         ("-k 3", r"'-k'; did you mean --k\?"),
         ("iwae --zzzzzz=3", r"'--zzzzzz=3'; legal are --list"),
-        ("iwae --k", r"--k: expected one argument"),
+        ("iwae --k", r"k = '': must be an integer"),
+        ("iwae --k -1e5", r"k = -100000.0: must be an integer"),
+        ("iwae --datasets_dir", r"datasets_dir = '': must be None or a folder"),
         ("--list iwae", r"--list stands alone: it runs nothing$"),
         ("--list --k 3", r"--list stands alone"),
         ("--report --list", r"--list stands alone"),
@@ -675,11 +678,31 @@ def test_an_edit_of_parameters_makes_a_new_folder(monkeypatch):
 # Data, refusals, silence.
 
 
-def test_batch_above_the_training_set_is_refused(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "names, field, split", [("iwae", "batch", "train"), ("iwae", "images", "test"), ("vae_l1_k1 vae_l1_k1_fast", 0, 0)]
+)
+def test_more_images_than_there_are_are_refused(monkeypatch, tmp_path, names, field, split):
+    """Of every run of several: vae_l1_k1_fast has a batch of 100."""
     monkeypatch.setattr(runs, "load_dataset", lambda *_, **__: tiny_dataset(n=40))
-    line = leaves(experiments.main, ["iwae", "--batch", "41", "--results_dir", str(tmp_path)])
-    assert line == "experiments.py: batch = 41: tiny has 40 training images" and not any(tmp_path.iterdir())
-    assert load_data(replace(BASE, batch=40)).name == "tiny"
+    options = [f"--{field}", "41"] if field else []
+    line = leaves(experiments.main, [*names.split(), *options, "--results_dir", str(tmp_path)])
+    expected = f"{field} = 41: tiny has 40 {split} images" if field else "batch = 100: tiny has 40 train images"
+    assert line == f"experiments.py: {expected}" and not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_changes_before_its_lock_is_checked_again(monkeypatch, tmp_path):
+    """By another process, between the check and the lock: nothing is done in it then."""
+    monkeypatch.setattr(runs, "load_dataset", lambda *_, **__: tiny_dataset(n=40))
+    monkeypatch.setattr(experiments, "perform", lambda runs: pytest.fail("begun"))
+    lock = experiments.lock
+
+    def late(folder):
+        folder.mkdir(parents=True)
+        (folder / "parameters.json").write_text('{"k": 3}')
+        return lock(folder)
+
+    monkeypatch.setattr(experiments, "lock", late)
+    assert "holds another run" in leaves(experiments.main, ["iwae", "--results_dir", str(tmp_path)])
 
 
 def unreachable(name, datasets_dir=None, binarization=None):
@@ -701,6 +724,12 @@ def test_other_unreachable_data_are_refused(dataset, monkeypatch):
     monkeypatch.setattr(runs, "load_dataset", unreachable)
     with pytest.raises(DatasetError, match=f"{dataset} could not be had"):
         load_data(replace(BASE, dataset=dataset))
+
+
+@pytest.mark.parametrize("options", [{"datasets_dir": "~nobody_at_all/x"}, {"dataset": "~nobody_at_all/x.npz"}])
+def test_the_home_of_nobody_is_refused(options):
+    with pytest.raises(DatasetError, match="^~nobody_at_all/x.*npz: there is no such user$"):
+        load_data(replace(BASE, **options))
 
 
 def test_list_prints_the_table(capsys):
@@ -749,6 +778,7 @@ def test_refusals_come_before_tensorflow(tmp_path):
         ["--k", "0"],
         [*own, "--train", "false"],
         [*own, "--batch", "31"],
+        [*own, "--images", "31"],
         ["--dataset", str(tmp_path / "none.npz")],
     ]
     code = f"""
@@ -765,9 +795,17 @@ print(sorted({{"tensorflow", "keras", "tensorflow_probability", "matplotlib"}} &
     assert done.returncode == 0, done.stderr
     *lines, imported = done.stdout.splitlines()
     assert imported == "[]" and len(lines) == len(refused)
-    expected = ("'iwea'", "'--epoch'", "k = 0", "no trained model", "batch = 31", "none.npz")
+    expected = ("'iwea'", "'--epoch'", "k = 0", "no trained model", "batch = 31", "images = 31", "none.npz")
     assert all(words in line for words, line in zip(expected, lines, strict=True))
     assert list(tmp_path.iterdir()) == [tiny]
+
+
+def test_ctrl_c_while_the_program_is_imported_is_one_line(tmp_path):
+    (tmp_path / "command_line.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    shutil.copy(ROOT / "experiments.py", tmp_path)
+    done = subprocess.run([sys.executable, tmp_path / "experiments.py"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "experiments.py: stopped before anything was begun\n"
 
 
 def test_refusal_of_the_program_itself():

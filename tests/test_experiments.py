@@ -96,7 +96,8 @@ def weights(folder):
 
 
 def log_of(folder):
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in training.read_log(folder)]
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in log]
 
 
 def contents(folder):
@@ -198,7 +199,7 @@ def test_parameters_and_log(iwae):
     parameters = json.loads((iwae / "parameters.json").read_text())
     assert set(parameters) == {*experiments.Parameters.__dataclass_fields__, "features", "data", *runs.PACKAGES}
     assert (parameters["features"], parameters["binarization"], parameters["latent_units"]) == (36, "stochastic", [3])
-    log = training.read_log(iwae)
+    log = run_folder.read_log(iwae, 2)
     assert [record["epoch"] for record in log] == [1, 2] and [record["k"] for record in log] == [2, 2]
     assert [record["learning_rate"] for record in log] == [0.0005, 0.0]
     for bound in ("bound_train", "bound_validation"):
@@ -400,7 +401,7 @@ def test_fields_that_do_not_train_meet_the_same_run(run, alone, monkeypatch, cap
 
 def test_batch_above_the_training_set_is_refused(run, tmp_path):
     line = leaves(run, tmp_path, "iwae", "--batch", "121")
-    assert "batch = 121" in line and "120 training images" in line and not any(tmp_path.iterdir())
+    assert "batch = 121" in line and "120 train images" in line and not any(tmp_path.iterdir())
 
 
 # Training: seeds, resume, faults.

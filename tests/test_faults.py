@@ -205,7 +205,7 @@ def outcome(place):
         "weights": arrays_of(folder / "model.weights.h5"),
         "snapshot": arrays_of(folder / "snapshots" / "epoch0001.weights.h5"),
         "log_likelihoods": (folder / "log_likelihoods.npy").read_bytes(),
-        "log": [record | {"seconds": 0} for record in run_folder.read_log(folder)],
+        "log": [record | {"seconds": 0} for record in run_folder.read_log(folder, 2)],
         "results": json.loads((folder / "results.json").read_text()) | {"train_seconds": 0},
     }
 
@@ -227,7 +227,7 @@ def go_through(faults, start, whole, tmp_path):
         status, said = start(place, faults[met], seed)
         check_fault(faults[met], status, said)
         for log in place.rglob("log.jsonl"):
-            assert [record["epoch"] for record in run_folder.read_log(log.parent)] in ([], [1], [1, 2])
+            assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] in ([], [1], [1, 2])
         if status == 0:  # it ended before the fault came
             assert outcome(place) == whole
             place = tmp_path / str(seed + 1)
@@ -480,24 +480,25 @@ def test_tensorboard_that_cannot_be_written(tmp_path):
 # A folder that was touched by other hands, or by another version.
 
 
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 @pytest.fixture
 def finished(tmp_path, small_net):
     """A folder with what a run of two epochs leaves that is read again."""
     folder, record = tmp_path / "run", {"epoch": 1, "bound_train": -2.0, "bound_validation": -2.0, "seconds": 1}
     run_folder.write_text(folder / "log.jsonl", "".join(json.dumps(record | {"epoch": n}) + "\n" for n in (1, 2)))
-    (folder / "results.json").write_text(json.dumps(dict.fromkeys(runs.RESULTS, 1) | {"split": "test", "n_test": 3}))
-    np.save(folder / "log_likelihoods.npy", -np.ones(3, np.float32))
+    (folder / "log_likelihoods.npy").write_bytes(npy(-np.ones(3, np.float32)))
+    results = dict.fromkeys(runs.RESULTS, 1) | {"digest": run_folder.digest(npy(-np.ones(3, np.float32)))}
+    (folder / "results.json").write_text(json.dumps(results))
     np.savez(folder / "arrays.npz", x=np.ones(3))
     shape = {"features": 12, "latent_units": [4], "hidden_units": [[8, 8]], "likelihood": "bernoulli"}
     (folder / "parameters.json").write_text(json.dumps(shape))
     small_net().save_weights(folder / "model.weights.h5")
     return folder
-
-
-def npy(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 READERS = {
@@ -510,7 +511,7 @@ READERS = {
 FOREIGN = {
     "log.jsonl": [b'{"epoch": 1}\n', b"[1]\n"],
     "results.json": [b"[]", b"null", b'{"nll": 1}'],
-    "log_likelihoods.npy": [npy(np.ones(4)), npy(np.array("abc")), npy(np.array([{}] * 3))],
+    "log_likelihoods.npy": [npy(np.ones(4)), npy(np.array([{}] * 3)), npy(-np.ones(3, "<f4") - 2.0**-23)],
 }
 
 
@@ -541,12 +542,22 @@ def test_other_weights_are_not_taken_for_the_runs(finished):
         runs.load_model(finished)
 
 
-def test_a_log_shorter_than_its_checkpoint_is_told(small_net, x_small, tmp_path, uncompiled):
-    parameters = replace(Parameters(), batch=30, k=1, epochs=1, binarization="fixed")
-    training.train(small_net(), x_small, parameters, tmp_path, lambda: 0.0)
-    (tmp_path / "log.jsonl").unlink()
-    with pytest.raises(OSError, match="log.jsonl is damaged or missing.*delete .* trains from the beginning"):
-        training.train(small_net(), x_small, parameters, tmp_path, lambda: 0.0)
+@pytest.mark.parametrize("damage", [*DAMAGE, "gone"])
+def test_a_damaged_log_is_written_again_from_the_checkpoint(
+    small_net, x_small, tmp_path, monkeypatch, damage, uncompiled
+):
+    """Of a training that goes on, and of one that has ended once its model.weights.h5 is deleted, as is advised."""
+    parameters = replace(Parameters(), batch=30, k=1, epochs=2, binarization="fixed")
+    path, bounds = tmp_path / "log.jsonl", iter([-2.0, np.nan, -1.0])
+    monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    with pytest.raises(FloatingPointError):
+        training.train(small_net(), x_small, parameters, tmp_path, lambda: next(bounds))
+    for _ in range(2):
+        path.unlink() if damage == "gone" else path.write_bytes(DAMAGE[damage](path.read_bytes()))
+        training.train(small_net(), x_small, parameters, tmp_path, lambda: next(bounds))
+        log = run_folder.read_log(tmp_path, 2)
+        assert [record["bound_validation"] for record in log] == [-2.0, -1.0]
+        (tmp_path / "model.weights.h5").unlink()
 
 
 def begun(place, version="2.0", pixel=0, trained=False):
@@ -639,7 +650,8 @@ def test_bad_step_is_named(small_net, x_small, tmp_path, monkeypatch, request, s
     with pytest.raises(FloatingPointError) as error:
         training.train(model, x, parameters, tmp_path, lambda: 0.0)
     said = str(error.value)
-    assert f"not finite in epoch 1, step {bad}, learning rate 0.001:" in said and "--clip_norm" in said
+    assert f"not finite in epoch 1, step {bad}, learning rate 0.001:" in said
+    assert f"Way out: {'a lower --clip_norm' if clip_norm else '--clip_norm 10'}, " in said
     images = {spoil_image: "[17]", spoil_weights: str(order[0].tolist())}.get(spoil, "none")
     assert f"the bound of training images {images} of {order[bad].tolist()};" in said
     assert re.search(f"gradient of {layers}", said)
@@ -648,8 +660,37 @@ def test_bad_step_is_named(small_net, x_small, tmp_path, monkeypatch, request, s
     assert len(saved) == min(2, bad * training.STRETCHES_PER_EPOCH // len(order))
     for path in saved:
         reader = tf.train.load_checkpoint(str(path / "state"))
-        names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
+        names = [name for name in reader.get_variable_to_shape_map() if re.match("(model|optimizer)/.*VALUE$", name)]
         assert names and all(np.isfinite(reader.get_tensor(name)).all() for name in names)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_validation_bound_that_is_not_finite_stops_the_training(
+    small_net, x_small, tmp_path, monkeypatch, value, uncompiled
+):
+    """It is neither logged nor kept in a checkpoint, nor are the weights it is of."""
+    parameters, bounds = replace(Parameters(), batch=30, k=1, epochs=2, binarization="fixed"), iter([-1.0, value])
+    words = "^not finite in epoch 2: the bound of validation images. The last checkpoint stands; .* Way out: [^\n]*$"
+    monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    with pytest.raises(FloatingPointError, match=words):
+        training.train(small_net(), x_small, parameters, tmp_path, lambda: next(bounds))
+    assert len(run_folder.read_log(tmp_path, 1)) == 1 and not (tmp_path / "model.weights.h5").exists()
+    assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == "00001-4"
+
+
+def test_snapshots_of_epochs_that_are_past_are_told_at_the_start(
+    small_net, x_small, tmp_path, monkeypatch, capsys, uncompiled
+):
+    parameters, bounds = replace(Parameters(), batch=30, k=1, epochs=3, binarization="fixed"), iter([-1.0, np.nan])
+    monkeypatch.setattr(run_folder, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    with pytest.raises(FloatingPointError):
+        training.train(small_net(), x_small, parameters, tmp_path, lambda: next(bounds))
+    capsys.readouterr()
+    parameters = replace(parameters, snapshot_epochs=(1, 2))
+    training.train(small_net(), x_small, parameters, tmp_path, lambda: -1.0)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "the weights of epochs 1 were not kept: for them delete" in first and "about" in second
+    assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["epoch0002.weights.h5"]
 
 
 def test_clipped_gradient_has_the_norm_asked_for(small_net, x_small, tmp_path, monkeypatch):
