@@ -539,9 +539,7 @@ def test_damaged_file_of_a_run_is_one_line_with_the_way_out(finished, file):
 
 def test_a_damaged_snapshot_is_one_line_with_the_way_out(small_net, x_small, tmp_path):
     (tmp_path / "epoch0001.weights.h5").write_bytes(b"half")
-    with pytest.raises(
-        OSError, match="epoch0001.weights.h5 is damaged .*delete it, and the same command draws"
-    ):
+    with pytest.raises(OSError, match="epoch0001.weights.h5 is damaged .*delete it, and the same command draws"):
         posterior.snapshot_arrays(small_net(), {1: tmp_path / "epoch0001.weights.h5"}, x_small)
 
 
