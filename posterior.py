@@ -11,6 +11,7 @@ from scipy.stats import norm
 from evaluation import ACTIVE_THRESHOLD, SAMPLES_AT_ONCE, bounds, map_images, principal_components, shown_images
 from losses import effective_sample_size, gather_samples, group_weights, log_mean_exp, normalized_weights, resample
 from models import split_seed
+from run_folder import damaged, reading
 
 KS = (1, 10, 100)  # samples of the importance-weighted posteriors; at 1 it is q itself
 POOL = 20_000  # importance samples of each input
@@ -292,7 +293,8 @@ def snapshot_arrays(model, weights, x, labels=None, seed=0):
     """
     arrays, same = [], shown_images(x, labels)[-SAME:]
     for epoch, path in weights.items():
-        model.load_weights(path)
+        with reading(damaged(path, "delete it, and the same command draws the others")):
+            model.load_weights(path)
         at = {"epoch": epoch, "prior_samples": model.sample(100, (seed, 0))}
         if model.latent_units == (2,):
             z = model.encode(x[:AGGREGATED]).sample(seed=(seed, 1))

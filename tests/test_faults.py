@@ -28,6 +28,7 @@ import tensorflow as tf
 
 import checkpoints
 import evaluation
+import posterior
 import run_folder
 import runs
 import training
@@ -103,7 +104,7 @@ def in_checkpoint(rng):
     if rng.random() < 0.5:
         on_write(rng.randint(1, 5), half)
     else:
-        on_file(rng.randint(1, 40), r"checkpoints|log.jsonl|^state\.")  # by its bare name a file is removed
+        on_file(rng.randint(1, 40), r"checkpoints|^state\.")  # by its bare name a file is removed
 
 
 def in_evaluation(rng):
@@ -111,7 +112,7 @@ def in_evaluation(rng):
 
 
 def in_results(rng):
-    on_file(rng.randint(1, 12), "/evaluation/|results.json|log_likelihoods|model.weights")
+    on_file(rng.randint(1, 12), "/evaluation/|results.json|log_likelihoods|model.weights|log.jsonl")
 
 
 def anywhere(rng):
@@ -534,6 +535,12 @@ def test_damaged_file_of_a_run_is_one_line_with_the_way_out(finished, file):
             assert said.startswith(f"{path} is damaged or missing; what else is there stands. Way out: ")
             assert "\n" not in said and "delete" in said
     assert unseen == UNSEEN.get(file, set())
+
+
+def test_a_damaged_snapshot_is_one_line_with_the_way_out(small_net, x_small, tmp_path):
+    (tmp_path / "epoch0001.weights.h5").write_bytes(b"half")
+    with pytest.raises(OSError, match="epoch0001.weights.h5 is damaged .*delete it, and the same command draws"):
+        posterior.snapshot_arrays(small_net(), {1: tmp_path / "epoch0001.weights.h5"}, x_small)
 
 
 def test_other_weights_are_not_taken_for_the_runs(finished):
