@@ -464,6 +464,7 @@ def averaged(run, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_never_stopped(run, tmp_path, averaged):
     """However it is stopped: every weight to the last bit, and the log. No model is left half trained."""
     folder = tmp_path / "tiny" / averaged.name
@@ -603,6 +604,7 @@ def test_option_changes_the_training(run, tmp_path, options, compiled, iwae, tin
     assert [first, last] != log_of(iwae) and not np.allclose(weights(folder), weights(iwae), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_continuous_data_without_labels(run, tmp_path, tiny, uncompiled):
     """Grey images as they are, a Gaussian likelihood whose standard deviation is learned; plots of it too."""
     with np.load(tiny) as arrays:

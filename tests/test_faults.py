@@ -255,8 +255,12 @@ def check_fault(fault, status, said):
             assert re.search(r"stopped; to go on where it was: python \S*experiments.py iwae --k 2 .*", lines[0])
 
 
-def test_one_run_through_every_fault(start, whole, tmp_path):
-    go_through(list(FAULTS), start, whole, tmp_path)
+SOME = ["in_stretch", "in_checkpoint", "in_evaluation", "SIGINT"]
+
+
+@pytest.mark.parametrize("faults", [SOME, pytest.param([*FAULTS], marks=pytest.mark.slow)], ids=["some", "every"])
+def test_one_run_through_fault_after_fault(start, whole, tmp_path, faults):
+    go_through(faults, start, whole, tmp_path)
 
 
 @pytest.mark.slow
