@@ -20,19 +20,8 @@ LIKELIHOODS = ("bernoulli", "gaussian")
 # Stateless random numbers, all by Philox: under XLA a fifth of the time of the generator that is its default.
 split_seed = partial(tf.random.split, alg="philox")
 fold_seed = partial(tf.random.fold_in, alg="philox")
-
-
-def drawn(function, shape, seed, dtype=tf.float32):
-    """Random numbers of a stateless function of TensorFlow, by XLA even where eager TensorFlow asks for them.
-
-    From one seed [2] the two draw different numbers, and XLA itself others where the seed is a constant.
-    """
-    by_shape = partial(function, shape, dtype=dtype, alg="philox")
-    return tf.function(by_shape, jit_compile=True)(tf.convert_to_tensor(seed))
-
-
-random_normal = partial(drawn, tf.random.stateless_normal)
-random_uniform = partial(drawn, tf.random.stateless_uniform)
+random_normal = partial(tf.random.stateless_normal, alg="philox")
+random_uniform = partial(tf.random.stateless_uniform, alg="philox")
 
 
 def dense(units, initializer_seed, activation=None, bias="zeros"):

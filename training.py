@@ -268,10 +268,15 @@ def bad_step(stretch, inputs, first, last, variables, before):
 
 
 def replay(model, x_train, parameters, k, inputs, step):
-    """Bound [batch] and gradients of one step of an epoch by itself, outside XLA, of the same images and samples."""
+    """Bound [batch] and gradients of one step of an epoch by itself, with the samples that the compiled loop drew."""
     order, _, seed = inputs
-    x, gradient_seed = serve(tf.constant(x_train), order[step], fold_seed(seed, step), parameters)
-    return gradients(model, objective_of(parameters), x, k, gradient_seed, parameters.backward_samples)
+
+    @tf.function(jit_compile=True)  # eager TensorFlow draws other numbers, and so it does for a seed that is a constant
+    def again(seed):
+        x, gradient_seed = serve(tf.constant(x_train), order[step], fold_seed(seed, step), parameters)
+        return gradients(model, objective_of(parameters), x, k, gradient_seed, parameters.backward_samples)
+
+    return again(tf.constant(seed))
 
 
 def not_finite(model, x_train, parameters, epoch, inputs, step):
