@@ -3,6 +3,7 @@
 python experiments.py                                       PARAMETERS, once per objective in COMPARE
 python experiments.py iwae_l1_k50 --epochs 3 --seed 2       a named run, any field of Parameters overridden
 python experiments.py estimators                            a named group of runs, compared with its first
+python experiments.py estimators --shard 1/3                the first third of them: two shards never take the same run
 python experiments.py --list                                the named runs and groups, with the paper's numbers
 """
 
@@ -11,13 +12,13 @@ import shlex
 import signal
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
 
 from command_line import (
     EVALUATION,
     OBJECTIVE_PARAMETERS,
     OBJECTIVES,
     illegal_values,
+    is_first,
     leave,
     parse,
     problems,
@@ -69,6 +70,8 @@ class Parameters:
     evaluate: bool = True  # log-likelihood, ELBO, active units
     plot: bool = True  # figures
     diagnose: bool = False  # importance weights, gradients and cost of every objective on the trained net; minutes
+    # auto, none (one device), mirrored (all GPUs of this machine) or multi_worker (the machines that TF_CONFIG names).
+    strategy: str = "auto"
     results_dir: str = "results"  # where runs are written
     datasets_dir: str | None = None  # where data are cached; None: $IWAE_DATASETS_DIR, or datasets/ beside this file
 
@@ -172,7 +175,7 @@ def resolve(names, overrides, wrong=()):
         if not found and parameters.binarization == own_binarization(parameters.dataset):
             parameters = replace(parameters, binarization=None)
         runs[run_name(base, parameters)] = parameters
-    for field in EVALUATION:
+    for field in (*EVALUATION, "strategy"):
         if len(values := {str(getattr(parameters, field)) for parameters in runs.values()}) > 1:
             wrong.append(f"{field} = {', '.join(values)}: one for all wanted: add --{field}")
     leave(wrong)
@@ -187,17 +190,17 @@ def list_runs():
         print(f"{name:<14}{nll:>11.2f}{active:>14}{also}")
     print(f"\nBy the `fast` schedule, 130 passes: {', '.join(n for n in NAMED_RUNS if n.endswith('_fast'))}")
     for name in GROUPS:
-        print(f"\n{name}: {', '.join(run for run, _ in resolve([name], {}))}")
+        print(f"\n{name}: {', '.join(run for run, _ in resolve([name], {'strategy': 'none'}))}")
     print(f"\nPARAMETERS of experiments.py, trained with one objective: {', '.join(OBJECTIVES)}")
 
 
 def main(arguments=None):
     """Do what the command line asks for; everything that can be refused is, before TensorFlow is imported."""
-    names, overrides, listed, wrong = parse(arguments, Parameters, __doc__)
+    names, overrides, listed, wrong, (i, n) = parse(arguments, Parameters, __doc__)
     if listed and not wrong:
         return list_runs()
     loaded, runs = {}, []
-    for name, parameters in resolve(names, overrides, wrong):
+    for name, parameters in resolve(names, overrides, wrong)[i - 1 :: n]:
         source = (parameters.dataset, parameters.datasets_dir, parameters.binarization)
         data = loaded[source] if source in loaded else loaded.setdefault(source, load_data(parameters))
         dataset = parameters.dataset if parameters.dataset.endswith(".npz") else data.name  # maybe the sample
@@ -205,22 +208,33 @@ def main(arguments=None):
         runs.append(open_run(name, parameters, data))
     with contextlib.ExitStack() as locks:
         for run in runs:
-            locks.enter_context(lock(run.folder))
-        perform(runs)
+            if is_first(run.parameters):
+                locks.enter_context(lock(run.folder))
+        if not runs:
+            print(f"nothing to do in shard {i}/{n}: there are fewer runs")
+        else:
+            perform(runs, compared=n == 1)
 
 
-def perform(runs):
-    """Train, evaluate, plot and compare runs, as far as each asks for it."""
+def perform(runs, compared):
+    """Train, evaluate, plot and compare runs, as far as each asks for it: the first two on all devices together."""
     start_tensorflow()
-    for run in runs:
-        for wanted, do in (
-            (run.parameters.train and not run.parameters.pretrained, train_run),
-            (run.parameters.evaluate, evaluate_run),
-            (run.parameters.plot, plot_run),
-            (run.parameters.diagnose, partial(diagnose_run, others=GROUPS["estimators"])),
-        ):
-            if wanted:
-                do(run)
+    from distributed import open_strategy, own_folder
+
+    first = is_first(runs[0].parameters)
+    with open_strategy(runs[0].parameters) as strategy:
+        for run in runs:
+            with strategy.scope(), own_folder(run) as ours:
+                if run.parameters.train and not run.parameters.pretrained:
+                    train_run(ours)
+                if run.parameters.evaluate:
+                    evaluate_run(ours)
+            if run.parameters.plot and first:
+                plot_run(run)
+            if run.parameters.diagnose and first:
+                diagnose_run(run, GROUPS["estimators"])
+    if not (compared and first):  # a shard has but a part of what is to be compared
+        return
     for place in dict.fromkeys(run.folder.parent for run in runs):
         together = [run for run in runs if run.folder.parent == place]
         if len(together) > 1 and all((run.results / "results.json").exists() for run in together):

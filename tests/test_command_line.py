@@ -605,6 +605,7 @@ TRIED = {
     "evaluate": (False,),
     "plot": (False,),
     "diagnose": (True,),
+    "strategy": ("none", "mirrored", "multi_worker"),
     "results_dir": ("a", "b"),
     "datasets_dir": ("a", "b"),
 }
@@ -623,7 +624,7 @@ def test_what_changes_the_outcome_stands_in_the_name(field):
 
 def test_not_in_name_is_only_what_does_not_train():
     stated = {"k_evaluation", "split", "images", "units", "pretrained", "train", "evaluate", "plot", "diagnose"}
-    stated |= {"results_dir", "datasets_dir"}
+    stated |= {"strategy", "results_dir", "datasets_dir"}
     assert NOT_IN_NAME == stated | {"snapshot_epochs", "dataset", "seed"}  # the last two stand in the path
 
 
