@@ -6,6 +6,7 @@ for rounding. In a strategy's scope all workers make the same calls, and wait fo
 
 import contextlib
 import functools
+import operator
 import os
 import shlex
 import shutil
@@ -36,8 +37,8 @@ def whole(tensor, axis):
 def over_replicas(share):
     """A function of all that share(own, ..) takes but `own`: the sum over replicas of the tensors that it returns.
 
-    own(tensor, axis): a replica's part of a tensor of the whole batch. One device runs `share` as it is, for a compiled
-    loop; on several it is compiled by itself, since XLA has no kernel for the sum.
+    To be called in strategy.run. own(tensor, axis): a replica's part of a tensor of the whole batch. One device runs
+    `share` as it is, for a compiled loop; on several it is compiled by itself, since XLA has no kernel for the sum.
     """
     strategy = tf.distribute.get_strategy()
     if not tf.distribute.has_strategy():
@@ -55,11 +56,13 @@ def over_replicas(share):
         parts = compiled(here.replica_id_in_sync_group, *arguments)
         return here.all_reduce(tf.distribute.ReduceOp.SUM, parts)
 
-    return lambda *arguments: first_of(strategy, strategy.run(summed, arguments))
+    return summed
 
 
-def first_of(strategy, values):
-    """Of values that are the same on all replicas, nested as they like, the first replica's of this worker."""
+def run_alike(function, *arguments):
+    """What function(*arguments) returns on every replica, nested as it likes, where that is the same on all."""
+    strategy = tf.distribute.get_strategy()
+    values = strategy.run(function, arguments)
     return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], values)
 
 
@@ -72,7 +75,7 @@ def on_replicas(function, *stacks):
     if not tf.distribute.has_strategy():
         return [function(*(stack[0] for stack in stacks))]
     gathered = gather_results(function, tf.distribute.get_strategy())(*stacks)
-    return [tf.nest.map_structure(lambda part: part[i], gathered) for i in range(len(stacks[0]))]  # noqa: B023
+    return [tf.nest.map_structure(operator.itemgetter(i), gathered) for i in range(len(stacks[0]))]
 
 
 @functools.lru_cache(maxsize=8)
@@ -84,7 +87,7 @@ def gather_results(function, strategy):
         result = function(*(stack[here.replica_id_in_sync_group] for stack in stacks))
         return here.all_gather(tf.nest.map_structure(lambda part: part[None], result), axis=0)
 
-    return tf.function(lambda *stacks: first_of(strategy, strategy.run(own, stacks)))
+    return tf.function(lambda *stacks: run_alike(own, *stacks))
 
 
 def everyone(number):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from checkpoints import Checkpoints, tensorflow_writes
-from distributed import everyone, over_replicas, whole
+from distributed import everyone, over_replicas, run_alike, whole
 from losses import TwoBounds, build_objective, gather_samples, resample
 from models import fold_seed, random_uniform, split_seed
 from run_folder import read_log, stop_asked, whole_file, write_text
@@ -39,6 +39,7 @@ def build_optimizer(parameters, model):
             **average,
         )
     optimizer.build(model.phi + model.theta)
+    optimizer._all_reduce_sum_gradients = list  # replicas would add up what is a sum already: see `compile_stretch`
     return optimizer
 
 
@@ -154,6 +155,13 @@ def compile_stretch(model, optimizer, images, parameters, k):
         bound, ascent = gradients(model, objective, x, k, gradient_seed, backward_samples, own)
         return [tf.reduce_sum(bound) / parameters.batch, *ascent]
 
+    def take_step(rows, seed, step):
+        bound, *ascent = ascend(rows, seed, step)
+        if parameters.clip_norm:
+            ascent, _ = tf.clip_by_global_norm(ascent, parameters.clip_norm)
+        optimizer.apply_gradients([(-gradient, v) for gradient, v in zip(ascent, variables, strict=True)])
+        return bound
+
     @tf.function(
         jit_compile=not tf.distribute.has_strategy(),
         input_signature=[tf.TensorSpec(*spec) for spec in signature + signature[-1:]],
@@ -161,12 +169,8 @@ def compile_stretch(model, optimizer, images, parameters, k):
     def stretch(order, rates, seed, first, last):
         step, total = first, 0.0
         while step < last and tf.math.is_finite(total):
-            bound, *ascent = ascend(tf.gather(images, order[step]), seed, step)
-            if parameters.clip_norm:
-                ascent, _ = tf.clip_by_global_norm(ascent, parameters.clip_norm)
             optimizer.learning_rate.assign(rates[step])
-            optimizer.apply_gradients([(-gradient, v) for gradient, v in zip(ascent, variables, strict=True)])
-            total += bound
+            total += run_alike(take_step, tf.gather(images, order[step]), seed, step)
             step += 1
         return total
 
