@@ -173,7 +173,7 @@ def strategy_kind(p):
     """The strategy of a run: what `auto` stands for here."""
     if p.strategy != "auto":
         return p.strategy
-    return "multi_worker" if "TF_CONFIG" in os.environ else "mirrored" if gpus() > 1 else "none"
+    return "multi_worker" if os.environ.get("TF_CONFIG") else "mirrored" if gpus() > 1 else "none"
 
 
 def is_first(p):

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def everyone(number):
 def open_strategy(parameters):
     """The strategy of a run, TensorFlow's default one for a single device; other workers are watched until the end.
 
-    Leaves where the batch does not split between the replicas there are, and where a worker is lost, in any thread.
+    Leaves where the batch does not split between the replicas there are; ends the process where a worker is lost.
     """
     kind, finished = strategy_kind(parameters), threading.Event()
     if kind == "multi_worker":
@@ -123,6 +124,9 @@ def open_strategy(parameters):
         yield strategy
         with strategy.scope():
             everyone(0)  # none leaves before the last is ready
+    except tf.errors.OpError:
+        time.sleep(4 * (SECONDS_BETWEEN_CHECKS + SECONDS_TO_ANSWER) if kind == "multi_worker" else 0)
+        raise  # unless meanwhile `watch` has found that a worker is lost, and which
     finally:
         finished.set()
 
