@@ -283,7 +283,8 @@ def value_of(text, kind):
 @contextlib.contextmanager
 def quiet_start():
     """Drop TensorFlow's lines about CUDA and oneDNN, which no setting of its own reaches; all else is shown."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    # Among workers a line on the one that is lost says what TensorFlow would say in twenty.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if os.environ.get("TF_CONFIG") else "1")
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as caught:
         os.dup2(caught.fileno(), 2)

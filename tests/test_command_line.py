@@ -130,7 +130,7 @@ def test_nothing_asked():
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        ("--epoch 3", r"'--epoch'; did you mean --epochs\? legal are --list, --dataset, .*--datasets_dir$"),
+        ("--epoch 3", r"'--epoch'; did you mean --epochs\? legal are --list, --shard, --dataset, .*--datasets_dir$"),
         ("--kevaluation 3", r"'--kevaluation'; did you mean --k_evaluation\?"),
         ("--lis", r"'--lis'; did you mean --list\?"),
         ("-k 3", r"'-k'; did you mean --k\?"),
