@@ -22,7 +22,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from command_line import cluster, is_first, strategy_kind
-from run_folder import digest
+from run_folder import digest, reading
 
 SECONDS_TO_START = 300  # for all workers to come
 SECONDS_TO_ANSWER = 8  # a worker that has not answered twice is lost
@@ -108,7 +108,10 @@ def open_strategy(parameters):
         late = threading.Timer(SECONDS_TO_START, stop, [f"not all workers came within {SECONDS_TO_START} s"])
         late.daemon = True
         late.start()
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        with reading(
+            "TF_CONFIG: its workers do not come together; way out: addresses and free ports of these machines"
+        ):
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
         late.cancel()
         threading.Thread(target=watch, args=[finished], daemon=True).start()
     elif kind == "mirrored":

@@ -215,6 +215,7 @@ BAD = {
     "evaluate": ("True or False", [1, 0, "yes", None]),
     "plot": ("True or False", [1, 0, "yes", None]),
     "diagnose": ("True or False", [1, 0, "yes", None]),
+    "strategy": ("one of auto, none, mirrored, multi_worker", ["gpu", None, 2]),
     "results_dir": ("a folder", [None, 3, Path("results")]),
     "datasets_dir": ("None or a folder", [3, True, Path("datasets")]),
 }
