@@ -36,7 +36,7 @@ def time_worker(kind, batch):
     with open_strategy(parameters) as strategy, strategy.scope():
         model = Autoencoder(images.mean(axis=0) / 255, *NETS["l1"])
         add = over_replicas(lambda own, scale: [scale * variable for variable in model.phi + model.theta])
-        runs = [tf.function(lambda *_: [run_alike(add, float(i))[0] for i in range(STEPS)][-1])]
+        runs = [tf.function(lambda *inputs: [run_alike(add, float(i))[0] for i in range(STEPS)][-1])]
         for run in (replace(parameters, k=k) for k in KS):
             runs.append(compile_stretch(model, build_optimizer(run, model), tf.constant(images), run, run.k))
         times = np.zeros([len(runs), ROUNDS])
