@@ -63,13 +63,13 @@ def measure(n, kind="multi_worker", batch=BATCH):
 
 
 def main():
-    shares = {n: measure(1, batch=BATCH // n) for n in WORKERS}
-    print(f"one process, compiled loop: {measure(1, 'none')[1:]} ms at k = {KS}, batch {BATCH}")
-    print("workers | k | measured, ms | model, ms | of that the sum")
+    print("workers | k | measured, ms | model, ms | of that the sum", flush=True)
     for n in WORKERS:
-        total, *steps = measure(n)
-        for k, step, share in zip(KS, steps, shares[n][1:], strict=True):
-            print(f"{n} | {k} | {step:.2f} | {share + total - shares[n][0]:.2f} | {total:.2f}")
+        alone = measure(1, batch=BATCH // n)
+        total, *steps = measure(n) if n > 1 else alone
+        for k, step, share in zip(KS, steps, alone[1:], strict=True):
+            print(f"{n} | {k} | {step:.2f} | {share + total - alone[0]:.2f} | {total:.2f}", flush=True)
+    print(f"one process, compiled loop: {measure(1, 'none')[1:]} ms at k = {KS}, batch {BATCH}")
 
 
 if __name__ == "__main__":

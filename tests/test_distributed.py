@@ -276,6 +276,6 @@ def test_a_worker_lost_stops_the_others_and_the_run_goes_on(context, tiny, tmp_p
     started[lost][0].kill()
     assert time.monotonic() - hit < 60 and status == 1
     line = text.strip().splitlines()[-1]
-    assert line.startswith("experiments.py: ") and "python experiments.py iwae --k 2" in line
+    assert line.startswith("experiments.py: ") and "experiments.py iwae --k 2" in line
     assert not (folder_of(tmp_path) / "model.weights.h5").exists()
     assert_close(run(context, tmp_path, then, arguments), run(context, tmp_path / "whole", 1, arguments))
