@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import itertools
+import json
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets_download import BINARIZATIONS, DATASETS, own_binarization
+from run_folder import reading
 from schedules import PAPER_EPOCHS, SCHEDULES, plan_epochs
 
 OBJECTIVES = ("vae", "iwae", "stl", "dreg", "rws", "rws_dreg", "ciwae", "miwae", "miwae_dreg", "piwae", "vr", "vr_dreg")
@@ -23,6 +25,8 @@ OPTIMIZERS = ("adam", "muon")
 LIKELIHOODS = ("bernoulli", "gaussian")
 SPLITS = ("train", "validation", "test")
 UNITS = ("all", "active")
+STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
+TF_CONFIG = '{"cluster": {"worker": ["HOST:PORT", "HOST:PORT"]}, "task": {"type": "worker", "index": 0}}'
 FLOAT32 = {"low": 2.0**-126, "below": 2.0**128}  # normal positive numbers of 32 bits: any other is 0 there, or infinite
 BELOW_1 = 1 - 2.0**-25  # from here on 32 bits round to 1
 ALONE = {"list": "list the named runs, with the paper's numbers"}  # options that take the place of runs
@@ -30,11 +34,12 @@ ALONE["report"] = "write the README's tables again, from the runs in pretrained/
 SWITCHES = ("pretrained", "train", "evaluate", "plot", "diagnose")
 NAMES = {"dataset": tuple(DATASETS), "binarization": BINARIZATIONS, "objective": OBJECTIVES, "schedule": SCHEDULES}
 NAMES |= {"optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "split": SPLITS, "units": UNITS}
+NAMES |= {"strategy": STRATEGIES}
 STARTUP_CHATTER = r"oneDNN|[Cc]uda|cuInit|TF-TRT|cpu_feature_guard|To enable the following|before absl::InitializeLog"
 
 EVALUATION = ("k_evaluation", "split", "images", "units")  # fields that change what is found out about a trained run
 # Fields that do not change what a run trains; seed and dataset stand in its folder's path by themselves.
-NOT_IN_NAME = {"dataset", "seed", "snapshot_epochs", *EVALUATION, *SWITCHES, "results_dir", "datasets_dir"}
+NOT_IN_NAME = {"dataset", "seed", "snapshot_epochs", *EVALUATION, *SWITCHES, "strategy", "results_dir", "datasets_dir"}
 
 
 def is_number(value, kind=(int, float), low=0, below=float("inf")):
@@ -94,6 +99,7 @@ def illegal_values(p):
         ("images", p.images is None or is_number(p.images, int, 2), "None or an integer of 2 or more"),
         ("units", p.units in UNITS, f"one of {', '.join(UNITS)}"),
         *[(name, isinstance(getattr(p, name), bool), "True or False") for name in SWITCHES],
+        ("strategy", p.strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}"),
         ("results_dir", is_folder(p.results_dir), "a folder"),
         ("datasets_dir", p.datasets_dir is None or is_folder(p.datasets_dir), "None or a folder"),
     ]
@@ -129,6 +135,8 @@ def inconsistencies(p, legal):
         found.append("backward_samples: must be None for piwae, whose decoder and encoder ascend different bounds")
     if legal("backward_samples", "k") and p.backward_samples is not None and p.backward_samples >= p.k:
         found.append(f"backward_samples = {p.backward_samples}: must be below k = {p.k}, or None for all")
+    if legal("strategy", "batch"):
+        found += devices_missing(p)
     if not legal("likelihood", "binarization", "dataset"):
         return found
     binarization = p.binarization or own_binarization(p.dataset)
@@ -138,6 +146,62 @@ def inconsistencies(p, legal):
             "continuous data (none) take gaussian, binary data (stochastic, fixed) take bernoulli"
         )
     return found
+
+
+def cluster():
+    """The workers that TF_CONFIG names, {device: address}, first the one that writes, and the place of this one.
+
+    None, and 0, where it is not set. Raises ValueError where it says something else.
+    """
+    if not (text := os.environ.get("TF_CONFIG")):
+        return {}, 0
+    with reading(f"TF_CONFIG = {text}: must be as {TF_CONFIG}", ValueError):
+        config, device = json.loads(text), "/job:{type}/replica:0/task:{index}"
+        jobs = [(job, config["cluster"].get(job, [])) for job in ("chief", "worker")]
+        workers = {
+            device.format(type=job, index=index): re.fullmatch(r"\S+:\d+", address)[0]
+            for job, addresses in jobs
+            for index, address in enumerate(addresses)
+        }
+        return workers, list(workers).index(device.format(**config["task"]))
+
+
+def gpus():
+    """How many GPUs this machine has, as far as can be told before TensorFlow starts."""
+    present, visible = len(list(Path("/dev").glob("nvidia[0-9]*"))), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return present if visible is None else min(present, len(visible.split(",")) if visible else 0)
+
+
+def strategy_kind(p):
+    """The strategy of a run: what `auto` stands for here."""
+    if p.strategy != "auto":
+        return p.strategy
+    return "multi_worker" if os.environ.get("TF_CONFIG") else "mirrored" if gpus() > 1 else "none"
+
+
+def is_first(p):
+    """Whether this process is the one that writes: of several workers the first alone."""
+    return strategy_kind(p) != "multi_worker" or cluster()[1] == 0
+
+
+def devices_missing(p):
+    """Why a run's strategy cannot be had here, a line each."""
+    alone, kind = "or run on one device by --strategy none", strategy_kind(p)
+    try:
+        workers = len(cluster()[0])
+    except ValueError as error:
+        return [f"{error}; {alone}"] if kind == "multi_worker" else []
+    if kind == "multi_worker" and not workers:
+        return [f"strategy = 'multi_worker': needs TF_CONFIG on every worker, such as {TF_CONFIG}: set it, {alone}"]
+    if kind == "multi_worker" and p.pretrained:
+        return [f"pretrained: not for several workers, who would all fetch the weights: {alone[3:]}"]
+    if kind == "mirrored" and gpus() < 2:
+        return [f"strategy = 'mirrored': needs two GPUs or more, this machine has {gpus()}: {alone[3:]}"]
+    replicas = {"none": 1, "mirrored": gpus(), "multi_worker": workers * max(1, gpus())}[kind]
+    if p.batch % replicas:
+        fitting = -(-p.batch // replicas) * replicas
+        return [f"batch = {p.batch}: must be divisible by the {replicas} replicas: try --batch {fitting}, {alone}"]
+    return []
 
 
 def run_name(base, parameters):
@@ -175,9 +239,9 @@ def leave(lines):
 
 
 def parse(arguments, kind, description):
-    """Command line -> names of runs, {field of the dataclass `kind`: value}, those of ALONE, lines on what is wrong.
+    """Command line -> names of runs, {field of the dataclass `kind`: value}, those of ALONE, what is wrong, the shard.
 
-    What follows an unknown option is taken for its value.
+    The shard is (i, n), (1, 1) for all runs. What follows an unknown option is taken for its value.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
@@ -186,6 +250,7 @@ def parse(arguments, kind, description):
     parser.add_argument("names", nargs="*", metavar="NAME", help="named runs, or objectives to train PARAMETERS with")
     for option, text in ALONE.items():
         parser.add_argument(f"--{option}", action="store_true", help=text)
+    parser.add_argument("--shard", default="1/1", metavar="i/n", help="the i-th of n parts of the runs")
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     for field in fields:
         alone = "true" if field in SWITCHES else ""  # without a value: `problems` refuses what is empty
@@ -193,15 +258,20 @@ def parse(arguments, kind, description):
     parser._negative_number_matcher = re.compile(r"-\.?\d")  # else -1e5 is taken for an option
     parser.error = lambda message: sys.exit(f"experiments.py: {message}")
     options, rest = parser.parse_known_intermixed_args(arguments)
-    overrides, legal = vars(options), [f"--{option}" for option in (*ALONE, *fields)]
+    overrides, legal = vars(options), [f"--{option}" for option in (*ALONE, "shard", *fields)]
     strange = [word for word in rest if word.startswith("-")]
     values = [after for before, after in itertools.pairwise(arguments) if before in strange]
     names = [word for word in overrides.pop("names") + rest if word not in strange + values]
-    alone = [option for option in ALONE if overrides.pop(option)]
+    alone, shard = [option for option in ALONE if overrides.pop(option)], overrides.pop("shard")
     wrong = [unknown("option", word, legal) for word in strange]
     if alone and (names or overrides or alone[1:]):
         wrong.append(f"--{alone[0]} stands alone: it runs nothing")
-    return names, {field: value_of(text, fields[field]) for field, text in overrides.items()}, alone, wrong
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", shard)
+    i, n = map(int, found.groups()) if found else (1, 0)
+    if i > n:
+        wrong.append(f"--shard {shard}: must be i/n, with i from 1 to n, such as 1/3")
+    overrides = {field: value_of(text, fields[field]) for field, text in overrides.items()}
+    return names, overrides, alone, wrong, (i, n)
 
 
 def value_of(text, kind):
@@ -218,7 +288,8 @@ def value_of(text, kind):
 @contextlib.contextmanager
 def quiet_start():
     """Drop TensorFlow's lines about CUDA and oneDNN, which no setting of its own reaches; all else is shown."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    # Among workers a line on the one that is lost says what TensorFlow would say in twenty.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if os.environ.get("TF_CONFIG") else "1")
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as caught:
         os.dup2(caught.fileno(), 2)

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from distributed import on_replicas
 from losses import gather_samples, normalized_weights, resample
 from models import fold_seed, random_uniform, split_seed
 from run_folder import due, whole_file
@@ -39,6 +40,8 @@ def keep_blocks(path, blocks):
 def map_images(function, x, seed, size=IMAGES_AT_ONCE, progress=None, kept=None):
     """Apply a compiled function of (images [size, features], seed [2]) to all of x, block by block.
 
+    In a strategy's scope each replica takes every n-th block, and all have what they return: seeds are the blocks'.
+
     x: [n, features] floating; no image is dropped: the last block is filled up, and cut again.
     The function returns arrays with the images on their first axis, nested as it likes; so does this one, with n.
     kept: path of an npz file to keep finished blocks in and to go on from, if each is one array.
@@ -49,12 +52,15 @@ def map_images(function, x, seed, size=IMAGES_AT_ONCE, progress=None, kept=None)
             f"images of type {x.dtype}: floats in [0, 1] wanted, made by datasets_download.binarize or grey"
         )
     size, saved = min(size, len(x)), time.monotonic()
-    blocks = kept_blocks(kept, size, math.ceil(len(x) / size)) if kept else []
-    ahead = range(len(blocks) * size, len(x), size)
+    count, at_once = math.ceil(len(x) / size), tf.distribute.get_strategy().num_replicas_in_sync
+    blocks = kept_blocks(kept, size, count) if kept else []
+    ahead = range(len(blocks), count, at_once)
     try:
-        for first in tqdm(ahead, desc=progress, unit_scale=size, unit="image", disable=progress is None):
-            rows = np.minimum(np.arange(first, first + size), len(x) - 1)
-            blocks.append(function(tf.constant(x[rows], tf.float32), tf.constant([seed, first])))
+        for block in tqdm(ahead, desc=progress, unit_scale=size * at_once, unit="image", disable=progress is None):
+            firsts = size * np.arange(block, block + at_once)
+            rows = np.minimum(firsts[:, None] + np.arange(size), len(x) - 1)
+            made = on_replicas(function, np.float32(x[rows]), np.int32([(seed, first) for first in firsts]))
+            blocks += made[: count - block]
             if kept and due(saved):
                 keep_blocks(kept, blocks)
                 saved = time.monotonic()

@@ -3,6 +3,7 @@
 python experiments.py                                       PARAMETERS, once per objective in COMPARE
 python experiments.py iwae_l1_k50 --epochs 3 --seed 2       a named run, any field of Parameters overridden
 python experiments.py estimators                            a named group of runs, compared with its first
+python experiments.py estimators --shard 1/3                the first third of them: two shards never take the same run
 python experiments.py --list                                the named runs and groups, with the paper's numbers
 python experiments.py --report                              the README's tables again, from pretrained/ alone
 """
@@ -12,7 +13,6 @@ import shlex
 import signal
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -23,6 +23,7 @@ from command_line import (
     OBJECTIVE_PARAMETERS,
     OBJECTIVES,
     illegal_values,
+    is_first,
     leave,
     parse,
     problems,
@@ -77,6 +78,8 @@ class Parameters:
     evaluate: bool = True  # log-likelihood, ELBO, active units
     plot: bool = True  # figures
     diagnose: bool = False  # importance weights, gradients and cost of every objective on the trained net; minutes
+    # auto, none (one device), mirrored (all GPUs of this machine) or multi_worker (the machines that TF_CONFIG names).
+    strategy: str = "auto"
     results_dir: str = "results"  # where runs are written
     datasets_dir: str | None = None  # where data are cached; None: $IWAE_DATASETS_DIR, or datasets/ beside this file
 
@@ -192,7 +195,7 @@ def resolve(names, overrides, wrong=()):
         if not found and parameters.binarization == own_binarization(parameters.dataset):
             parameters = replace(parameters, binarization=None)
         runs[run_name(base, parameters)] = parameters
-    for field in EVALUATION:
+    for field in (*EVALUATION, "strategy"):
         if len(values := {str(getattr(parameters, field)) for parameters in runs.values()}) > 1:
             wrong.append(f"{field} = {', '.join(values)}: one for all wanted: add --{field}")
     leave(wrong)
@@ -209,7 +212,7 @@ def list_runs():
         names = ", ".join(name for name, run in NAMED_RUNS.items() if run.schedule == schedule)
         print(f"\nBy the `{schedule}` schedule, {meaning}: {names}")
     for name in GROUPS:
-        print(f"\n{name}: {', '.join(run for run, _ in resolve([name], {}))}")
+        print(f"\n{name}: {', '.join(run for run, _ in resolve([name], {'strategy': 'none'}))}")
     print(f"\nPARAMETERS of experiments.py, trained with one objective: {', '.join(OBJECTIVES)}")
 
 
@@ -234,11 +237,11 @@ def report():
 
 def main(arguments=None):
     """Do what the command line asks for; everything that can be refused is, before TensorFlow is imported."""
-    names, overrides, alone, wrong = parse(arguments, Parameters, __doc__)
+    names, overrides, alone, wrong, (i, n) = parse(arguments, Parameters, __doc__)
     if alone and not wrong:
         return {"list": list_runs, "report": report}[alone[0]]()
     loaded, asked = {}, []
-    for name, parameters in resolve(names, overrides, wrong):
+    for name, parameters in resolve(names, overrides, wrong)[i - 1 :: n]:
         source = (parameters.dataset, parameters.datasets_dir, parameters.binarization)
         data = loaded[source] if source in loaded else loaded.setdefault(source, load_data(parameters))
         dataset = parameters.dataset if parameters.dataset.endswith(".npz") else data.name  # maybe the sample
@@ -246,22 +249,33 @@ def main(arguments=None):
         asked.append((name, parameters, data))
     with contextlib.ExitStack() as locks:
         for run in [open_run(*each) for each in asked]:
-            locks.enter_context(lock(run.folder))
-        perform([open_run(*each) for each in asked])  # again: until the lock another process may have changed a folder
+            if is_first(run.parameters):
+                locks.enter_context(lock(run.folder))
+        if asked:  # opened again: until the lock another process may have changed a folder
+            perform([open_run(*each) for each in asked], compared=n == 1)
+        else:
+            print(f"nothing to do in shard {i}/{n}: there are fewer runs")
 
 
-def perform(runs):
-    """Train, evaluate, plot and compare runs, as far as each asks for it."""
+def perform(runs, compared):
+    """Train, evaluate, plot and compare runs, as far as each asks for it: the first two on all devices together."""
     start_tensorflow()
-    for run in runs:
-        for wanted, do in (
-            (run.parameters.train and not run.parameters.pretrained, train_run),
-            (run.parameters.evaluate, evaluate_run),
-            (run.parameters.plot, plot_run),
-            (run.parameters.diagnose, partial(diagnose_run, others=GROUPS["estimators"])),
-        ):
-            if wanted:
-                do(run)
+    from distributed import open_strategy, own_folder
+
+    first = is_first(runs[0].parameters)
+    with open_strategy(runs[0].parameters) as strategy:
+        for run in runs:
+            with strategy.scope(), own_folder(run) as ours:
+                if run.parameters.train and not run.parameters.pretrained:
+                    train_run(ours)
+                if run.parameters.evaluate:
+                    evaluate_run(ours)
+            if run.parameters.plot and first:
+                plot_run(run)
+            if run.parameters.diagnose and first:
+                diagnose_run(run, GROUPS["estimators"])
+    if not (compared and first):  # a shard has but a part of what is to be compared
+        return
     for place in dict.fromkeys(run.folder.parent for run in runs):
         together = [run for run in runs if run.folder.parent == place]
         if len(together) > 1 and all((run.results / "results.json").exists() for run in together):

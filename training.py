@@ -11,6 +11,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from checkpoints import Checkpoints, tensorflow_writes
+from distributed import everyone, over_replicas, run_alike, whole
 from losses import TwoBounds, build_objective, gather_samples, resample
 from models import fold_seed, random_uniform, snapshots, split_seed
 from run_folder import stop_asked, whole_file, write_text
@@ -38,6 +39,7 @@ def build_optimizer(parameters, model):
             **average,
         )
     optimizer.build(model.phi + model.theta)
+    optimizer._all_reduce_sum_gradients = list  # replicas would add up what is a sum already: see `compile_stretch`
     return optimizer
 
 
@@ -65,20 +67,21 @@ def averaged_weights(model, optimizer):
     assign(variables, current)
 
 
-def gradients(model, objective, x, k, seed, backward_samples=None):
+def gradients(model, objective, x, k, seed, backward_samples=None, own=whole):
     """Bound and gradients to ascend, of the mean over the batch, for any objective and any number of layers.
 
     Three steps: log_w of all k samples, without gradients; the objective's weights, which are constants; the backward
     pass, with z cut from the encoder and re-attached with a weight of its own. (Compiled, the forward pass of the third
     step is the first one's.) With `backward_samples` = s < k only s samples are differentiated: see `subsample`.
 
-    objective: a function log_w -> Objective; x: [batch, features]; seed: [2] integers.
-    Returns bound [batch] in nats, gradients for model.phi + model.theta. Raises ValueError for `backward_samples` with
-    an objective of two bounds.
+    objective: a function log_w -> Objective; x: [batch, features]; seed: [2] integers; own: see `over_replicas`.
+    Returns bound [batch] in nats, gradients for model.phi + model.theta; of a replica its own part of the bound, and
+    its share of the gradients. Raises ValueError for `backward_samples` with an objective of two bounds.
     """
     batch = tf.shape(x)[0]
     noise_seed, resampling_seed = tf.unstack(split_seed(seed))
-    noise = model.draw_noise(k, batch, noise_seed)
+    noise = [own(layer, 1) for layer in model.draw_noise(k, batch, noise_seed)]
+    x = own(x, 0)
     q = model.encode(x)
     z = model.sample_posterior(q, noise)
     estimate = objective(model.log_joint(x, z) - model.log_q_z_given_x(q, z))
@@ -87,7 +90,8 @@ def gradients(model, objective, x, k, seed, backward_samples=None):
     if two_bounds and backward_samples is not None:
         raise ValueError(f"backward_samples = {backward_samples}: must be None for an objective of two bounds")
     if backward_samples is not None and backward_samples < k:  # a stage of the schedule may have a smaller k
-        weights, noise = subsample(weights, noise, backward_samples, resampling_seed)
+        uniform = own(random_uniform([batch], resampling_seed, dtype=bound.dtype), 0)
+        weights, noise = subsample(weights, noise, backward_samples, uniform)
     decoder, path, score = (tf.stop_gradient(weight) / tf.cast(batch, bound.dtype) for weight in weights)
 
     with tf.GradientTape() as encoder_tape:
@@ -109,12 +113,12 @@ def gradients(model, objective, x, k, seed, backward_samples=None):
     return bound, encoder_tape.gradient(surrogate, model.phi) + d_theta
 
 
-def subsample(weights, noise, count, seed):
+def subsample(weights, noise, count, uniform):
     """`count` of k samples, drawn in proportion to the decoder's weights: the three weights and the noise of each.
 
-    Unbiased, since every weight is then a ratio to the decoder's. weights: [k, batch] each; noise: [k, batch, units].
+    Unbiased, since every weight is then a ratio to the decoder's. weights: [k, batch] each; noise: [k, batch, units];
+    uniform: [batch] in [0, 1).
     """
-    uniform = random_uniform(tf.shape(weights[0])[1:], seed, dtype=weights[0].dtype)
     chosen = resample(weights[0], count, uniform)
     decoder, path, score = (gather_samples(weight, chosen) for weight in weights)
     weights = [tf.ones_like(decoder)] + [tf.math.divide_no_nan(weight, decoder) for weight in (path, score)]
@@ -133,38 +137,50 @@ def compile_stretches(model, optimizer, x_train, parameters, plan):
 
 
 def compile_stretch(model, optimizer, images, parameters, k):
-    """One XLA program that takes the steps first .. last - 1 of an epoch, and stops after a bound that is not finite.
+    """A program that takes the steps first .. last - 1 of an epoch, and stops after a bound that is not finite.
 
+    On one device all of it is compiled by XLA, on several each one's share of a step: see `over_replicas`.
     images: [n, features] tensor, uint8 or float32 in [0, 1], binarised as it is served.
     Called as stretch(order [steps, batch], rates [steps], seed [2] of the epoch, first, last); returns the sum of the
     steps' mean bounds. To test gradients as well would cost a fifth: see `run_stretch`.
     """
-    objective = objective_of(parameters)
+    objective, backward_samples = objective_of(parameters), parameters.backward_samples
     variables = model.phi + model.theta
     steps = images.shape[0] // parameters.batch
     signature = [((steps, parameters.batch), tf.int32), ((steps,), tf.float32), ((2,), tf.int32), ((), tf.int32)]
 
-    @tf.function(jit_compile=True, input_signature=[tf.TensorSpec(*spec) for spec in signature + signature[-1:]])
+    @over_replicas
+    def ascend(own, rows, seed, step):
+        x, gradient_seed = serve(rows, fold_seed(seed, step), parameters)
+        bound, ascent = gradients(model, objective, x, k, gradient_seed, backward_samples, own)
+        return [tf.reduce_sum(bound) / parameters.batch, *ascent]
+
+    def take_step(rows, seed, step):
+        bound, *ascent = ascend(rows, seed, step)
+        if parameters.clip_norm:
+            ascent, _ = tf.clip_by_global_norm(ascent, parameters.clip_norm)
+        optimizer.apply_gradients([(-gradient, v) for gradient, v in zip(ascent, variables, strict=True)])
+        return bound
+
+    @tf.function(
+        jit_compile=not tf.distribute.has_strategy(),
+        input_signature=[tf.TensorSpec(*spec) for spec in signature + signature[-1:]],
+    )
     def stretch(order, rates, seed, first, last):
         step, total = first, 0.0
         while step < last and tf.math.is_finite(total):
-            x, gradient_seed = serve(images, order[step], fold_seed(seed, step), parameters)
-            bound, ascent = gradients(model, objective, x, k, gradient_seed, parameters.backward_samples)
-            if parameters.clip_norm:
-                ascent, _ = tf.clip_by_global_norm(ascent, parameters.clip_norm)
             optimizer.learning_rate.assign(rates[step])
-            optimizer.apply_gradients([(-gradient, v) for gradient, v in zip(ascent, variables, strict=True)])
-            total += tf.reduce_mean(bound)
+            total += run_alike(take_step, tf.gather(images, order[step]), seed, step)
             step += 1
         return total
 
     return stretch
 
 
-def serve(images, rows, seed, parameters):
-    """Images [batch, features] of a step, binarised afresh, and the seed of its samples."""
+def serve(images, seed, parameters):
+    """The images [batch, features] of a step, binarised afresh, and the seed of its samples."""
     binarization_seed, gradient_seed = tf.unstack(split_seed(seed))
-    x = tf.cast(tf.gather(images, rows), tf.float32) / (255.0 if images.dtype == tf.uint8 else 1.0)
+    x = tf.cast(images, tf.float32) / (255.0 if images.dtype == tf.uint8 else 1.0)
     if parameters.binarization == "stochastic":
         x = tf.cast(random_uniform(tf.shape(x), binarization_seed) < x, tf.float32)
     return x, gradient_seed
@@ -227,6 +243,18 @@ class Progress(NamedTuple):
         return len(self.log)
 
 
+class Kept(tf.train.experimental.PythonState):
+    """What a checkpoint holds beside variables, as JSON: how far the training has come."""
+
+    progress = Progress()
+
+    def serialize(self):
+        return json.dumps(self.progress)
+
+    def deserialize(self, text):
+        self.progress = Progress(*json.loads(text))
+
+
 def run_stretch(stretch, inputs, done, variables, bar):
     """Take the next stretch of an epoch; returns the progress then, and the first step that is not finite, or None.
 
@@ -273,7 +301,7 @@ def replay(model, x_train, parameters, k, inputs, step):
 
     @tf.function(jit_compile=True)  # eager TensorFlow draws other numbers, and so it does for a seed that is a constant
     def again(seed):
-        x, gradient_seed = serve(tf.constant(x_train), order[step], fold_seed(seed, step), parameters)
+        x, gradient_seed = serve(tf.constant(x_train[order[step]]), fold_seed(seed, step), parameters)
         return gradients(model, objective_of(parameters), x, k, gradient_seed, parameters.backward_samples)
 
     return again(tf.constant(seed))
@@ -310,13 +338,13 @@ def diverged(what, parameters):
 
 
 def resume(model, optimizer, folder):
-    """Take the last checkpoint of a folder, if it has one: its Checkpoints, its progress (a variable, as JSON)."""
-    progress = tf.Variable(json.dumps(Progress()))
+    """Take the last checkpoint of a folder, if it has one: its Checkpoints, and the `Kept` that it then gave."""
+    kept = Kept()
     # As lists of variables: TensorFlow does not see into Keras's lists of layers, so of a model it keeps nothing.
-    state = {"model": model.variables, "optimizer": optimizer.variables, "progress": progress}
+    state = {"model": model.variables, "optimizer": optimizer.variables, "kept": kept}
     checkpoints = Checkpoints(folder / "checkpoints", **state)
     checkpoints.restore()
-    return checkpoints, progress
+    return checkpoints, kept
 
 
 def write_log(folder, log):
@@ -344,8 +372,8 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
     Raises KeyboardInterrupt, once a checkpoint is written, after Ctrl-C or SIGTERM.
     """
     optimizer = build_optimizer(parameters, model)
-    checkpoints, progress = resume(model, optimizer, folder)
-    variables, done = model.variables + optimizer.variables, Progress(*json.loads(progress.numpy()))
+    checkpoints, kept = resume(model, optimizer, folder)
+    variables, done = model.variables + optimizer.variables, kept.progress
     write_log(folder, done.log)
     tell_lost(folder, parameters, done.epochs)
     plan = plan_epochs(parameters)[done.epochs :]
@@ -374,11 +402,12 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
                     record = log_record(epoch, *bounds, done.seconds)
                     write_scalars(writer, record)
                     done = Progress([*done.log, record], seconds=done.seconds)
-                if asked or checkpoints.due() or done.epochs == plan[-1].number:
+                stop = any(everyone(len(asked)))
+                if stop or checkpoints.due() or done.epochs == plan[-1].number:
                     write_log(folder, done.log)
-                    progress.assign(json.dumps(done))
+                    kept.progress = done
                     checkpoints.save(f"{done.epochs:05d}-{done.stretch}")
-                if asked:
+                if stop:
                     raise KeyboardInterrupt
     optimizer.finalize_variable_values(model.phi + model.theta)  # the averaged weights, where `ema` is set
     save_weights(model, folder / "model.weights.h5")

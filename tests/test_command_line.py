@@ -135,7 +135,10 @@ def test_nothing_asked():
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        ("--epoch 3", r"'--epoch'; did you mean --epochs\? legal are --list, --report, --dataset, .*--datasets_dir$"),
+        (
+            "--epoch 3",
+            r"'--epoch'; did you mean --epochs\? legal are --list, --report, --shard, .*--datasets_dir$",
+        ),
         ("--kevaluation 3", r"'--kevaluation'; did you mean --k_evaluation\?"),
         ("--lis", r"'--lis'; did you mean --list\?"),
         ("-k 3", r"'-k'; did you mean --k\?"),
@@ -225,6 +228,7 @@ BAD = {
     "evaluate": ("True or False", [1, 0, "yes", None]),
     "plot": ("True or False", [1, 0, "yes", None]),
     "diagnose": ("True or False", [1, 0, "yes", None]),
+    "strategy": ("one of auto, none, mirrored, multi_worker", ["gpu", None, 2]),
     "results_dir": ("a folder", [None, 3, Path("results")]),
     "datasets_dir": ("None or a folder", [3, True, Path("datasets")]),
 }
@@ -640,6 +644,7 @@ TRIED = {
     "evaluate": (False,),
     "plot": (False,),
     "diagnose": (True,),
+    "strategy": ("none", "mirrored", "multi_worker"),
     "results_dir": ("a", "b"),
     "datasets_dir": ("a", "b"),
 }
@@ -658,7 +663,7 @@ def test_what_changes_the_outcome_stands_in_the_name(field):
 
 def test_not_in_name_is_only_what_does_not_train():
     stated = {"k_evaluation", "split", "images", "units", "pretrained", "train", "evaluate", "plot", "diagnose"}
-    stated |= {"results_dir", "datasets_dir"}
+    stated |= {"strategy", "results_dir", "datasets_dir"}
     assert NOT_IN_NAME == stated | {"snapshot_epochs", "dataset", "seed"}  # the last two stand in the path
 
 

@@ -95,7 +95,7 @@ class Recorder:
     def __init__(self, model):
         self.zeros = [tf.zeros_like(variable) for variable in model.phi + model.theta]
 
-    def __call__(self, model, objective, x, k, seed, backward_samples):
+    def __call__(self, model, objective, x, k, seed, backward_samples, own):
         legal = tf.reduce_all((x == 0) | (x == 1)) if backward_samples is None else True
         return tf.where(legal, tf.reduce_mean(x, axis=1), -1.0), self.zeros
 

@@ -1,0 +1,187 @@
+"""Several devices or machines as one, by tf.distribute: what replicas do together, and what is done of workers lost.
+
+Each replica draws the random numbers of the whole batch and keeps its own part: the result is that of one device, but
+for rounding. In a strategy's scope all workers make the same calls, and wait for each other in them.
+"""
+
+import contextlib
+import functools
+import operator
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+from command_line import cluster, is_first, strategy_kind
+from run_folder import digest, reading
+
+SECONDS_TO_START = 300  # for all workers to come
+SECONDS_TO_ANSWER = 8  # a worker that has not answered twice is lost
+SECONDS_BETWEEN_CHECKS = 5
+NOT_COPIED = ("tensorboard", "figures", ".lock")  # of a run's folder: what says nothing about how it goes on
+
+
+def whole(tensor, axis):
+    """What one device keeps of a batch: all of it."""
+    return tensor
+
+
+def over_replicas(share):
+    """A function of all that share(own, ..) takes but `own`: the sum over replicas of the tensors that it returns.
+
+    To be called in strategy.run. own(tensor, axis): a replica's part of a tensor of the whole batch. One device runs
+    `share` as it is, for a compiled loop; on several it is compiled by itself, since XLA has no kernel for the sum.
+    """
+    strategy = tf.distribute.get_strategy()
+    if not tf.distribute.has_strategy():
+        return functools.partial(share, whole)
+
+    @tf.function(jit_compile=True)
+    def compiled(replica, *arguments):
+        def own(tensor, axis):
+            return tf.stack(tf.split(tensor, strategy.num_replicas_in_sync, axis))[replica]
+
+        return share(own, *arguments)
+
+    def summed(*arguments):
+        here = tf.distribute.get_replica_context()
+        parts = compiled(here.replica_id_in_sync_group, *arguments)
+        return here.all_reduce(tf.distribute.ReduceOp.SUM, parts)
+
+    return summed
+
+
+def run_alike(function, *arguments):
+    """What function(*arguments) returns on every replica, nested as it likes, where that is the same on all."""
+    strategy = tf.distribute.get_strategy()
+    values = strategy.run(function, arguments)
+    return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], values)
+
+
+def on_replicas(function, *stacks):
+    """[function(*blocks)] for the blocks of the stacks [replicas, ..], one of each to a replica; all have all results.
+
+    function: of tensors, returns tensors, nested as it likes.
+    """
+    stacks = [tf.constant(stack) for stack in stacks]
+    if not tf.distribute.has_strategy():
+        return [function(*(stack[0] for stack in stacks))]
+    gathered = gather_results(function, tf.distribute.get_strategy())(*stacks)
+    return [tf.nest.map_structure(operator.itemgetter(i), gathered) for i in range(len(stacks[0]))]
+
+
+@functools.lru_cache(maxsize=8)
+def gather_results(function, strategy):
+    """The program of `on_replicas`: of stacks [replicas, ..], the results [replicas, ..]."""
+
+    def own(*stacks):
+        here = tf.distribute.get_replica_context()
+        result = function(*(stack[here.replica_id_in_sync_group] for stack in stacks))
+        return here.all_gather(tf.nest.map_structure(lambda part: part[None], result), axis=0)
+
+    return tf.function(lambda *stacks: run_alike(own, *stacks))
+
+
+def everyone(number):
+    """What the worker of each replica says, an integer, in order of the replicas."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return [int(answer) for answer in on_replicas(tf.identity, np.full(replicas, number, np.int64))]
+
+
+@contextlib.contextmanager
+def open_strategy(parameters):
+    """The strategy of a run, TensorFlow's default one for a single device; other workers are watched until the end.
+
+    Leaves where the batch does not split between the replicas there are; ends the process where a worker is lost.
+    """
+    kind, finished = strategy_kind(parameters), threading.Event()
+    if kind == "multi_worker":
+        late = threading.Timer(SECONDS_TO_START, stop, [f"not all workers came within {SECONDS_TO_START} s"])
+        late.daemon = True
+        late.start()
+        with reading(
+            "TF_CONFIG: its workers do not come together; way out: addresses and free ports of these machines"
+        ):
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        late.cancel()
+        threading.Thread(target=watch, args=[finished], daemon=True).start()
+    elif kind == "mirrored":
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
+    else:
+        strategy = tf.distribute.get_strategy()
+    if parameters.batch % strategy.num_replicas_in_sync:
+        sys.exit(
+            f"experiments.py: batch = {parameters.batch}: {strategy.num_replicas_in_sync} replicas do not divide it"
+        )
+    try:
+        yield strategy
+        with strategy.scope():
+            everyone(0)  # none leaves before the last is ready
+    except tf.errors.OpError:
+        time.sleep(4 * (SECONDS_BETWEEN_CHECKS + SECONDS_TO_ANSWER) if kind == "multi_worker" else 0)
+        raise  # unless meanwhile `watch` has found that a worker is lost, and which
+    finally:
+        finished.set()
+
+
+def watch(finished):
+    """Stop this process where another worker twice in succession does not answer, for it would wait for ever."""
+    workers, index = cluster()
+    others, silent = [worker for i, worker in enumerate(workers) if i != index], set()
+    while not finished.wait(SECONDS_BETWEEN_CHECKS):
+        for worker in others:
+            try:
+                context.context().check_collective_ops_peer_health(worker, 1000 * SECONDS_TO_ANSWER)
+                silent.discard(worker)
+            except tf.errors.OpError:
+                if worker in silent and not finished.is_set():
+                    stop(f"the worker at {workers[worker]} does not answer any more: it is dead or hangs")
+                silent.add(worker)
+
+
+def stop(reason):
+    """End this process, which may be deep in TensorFlow, with a line on why and how to go on."""
+    again = "to go on from the last checkpoint, on every worker, with as many as you like"
+    print(f"\nexperiments.py: {reason}; {again}: python {shlex.join(sys.argv)}", file=sys.stderr, flush=True)
+    for place in Path(tempfile.gettempdir()).glob(f"iwae.{os.getpid()}.*"):
+        shutil.rmtree(place, ignore_errors=True)
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def own_folder(run):
+    """The run, on any worker but the first in a copy of its folder that goes when the block ends: one of them writes.
+
+    Begins when all have theirs. Leaves where they were started with other commands or see other files.
+    """
+    if strategy_kind(run.parameters) != "multi_worker":
+        yield run
+        return
+    files = [path.relative_to(run.folder) for path in sorted(run.folder.rglob("*")) if path.is_file()]
+    files = [path for path in files if path.parts[0] not in NOT_COPIED]
+    seen = [(str(path), (run.folder / path).stat().st_size) for path in files]
+    asked = replace(run.parameters, results_dir="", datasets_dir=None)
+    state = int(digest(repr((run.folder.name, asked, seen)).encode(), run.data.x_train), 16) >> 1
+    with contextlib.ExitStack() as places:
+        ours = run
+        if not is_first(run.parameters):
+            place = places.enter_context(tempfile.TemporaryDirectory(prefix=f"iwae.{os.getpid()}."))
+            ours = run._replace(folder=Path(place, *run.folder.parts[-2:]))
+            ours = ours._replace(results=ours.folder / run.results.relative_to(run.folder))
+            for path in files:
+                (ours.folder / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(run.folder / path, ours.folder / path)
+        if len(set(everyone(state))) > 1:
+            way_out = "the same command on all, and a results_dir that all see"
+            sys.exit(f"experiments.py: {run.label}: the workers differ in command, data or files; way out: {way_out}")
+        yield ours
