@@ -218,12 +218,6 @@ def assert_close(a, b):
     """Two runs' weights, and likelihoods, are the same but for rounding."""
     ours, theirs = (arrays_of(folder / "model.weights.h5") for folder in (a, b))
     assert ours.keys() == theirs.keys()
-    print(
-        "LARGEST",
-        max(
-            float(np.abs(np.frombuffer(ours[n], np.float32) - np.frombuffer(theirs[n], np.float32)).max()) for n in ours
-        ),
-    )
     for name in ours:
         np.testing.assert_allclose(*(np.frombuffer(x[name], np.float32) for x in (ours, theirs)), **CLOSE)
     np.testing.assert_allclose(*(np.load(folder / "log_likelihoods.npy") for folder in (a, b)), rtol=1e-4)
