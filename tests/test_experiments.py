@@ -520,6 +520,7 @@ def test_two_latent_units_with_snapshots_have_every_figure(run, tmp_path, uncomp
     assert list(np.load(folder / "figures" / "arrays.npz")["snapshot_epoch"]) == [1, 2]
 
 
+@pytest.mark.slow
 def test_diagnose_alone(run, alone, monkeypatch, uncompiled):
     """By its switch, on a run that is trained and no more; nothing else on disk changes. Four estimators, for time."""
     estimators = [
