@@ -41,7 +41,8 @@ class Checkpoints:
 
     def generations(self):
         """Oldest first: names sort by progress."""
-        return sorted(self.folder.glob("[0-9]*"))
+        names = os.listdir(self.folder) if self.folder.exists() else []  # raises where there is no right to
+        return sorted(self.folder / name for name in names if name[0].isdecimal())
 
     def due(self):
         """Whether the last state is old enough for another."""

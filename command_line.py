@@ -129,8 +129,10 @@ def inconsistencies(p, legal):
         if max(p.snapshot_epochs, default=0) > epochs:
             kept = ",".join(str(epoch) for epoch in p.snapshot_epochs if epoch <= epochs) or "()"
             found.append(f"snapshot_epochs = {p.snapshot_epochs}: the run has {epochs}: try --snapshot_epochs {kept}")
-    if legal("groups", "k") and p.groups and p.k % p.groups:
-        found.append(f"groups = {p.groups}: must divide k = {p.k}")
+    if legal("groups", "epochs", "schedule", "rate_scale", "k") and p.groups:
+        ks = sorted({epoch.k for epoch in plan_epochs(p)})
+        if any(k % p.groups for k in ks):
+            found.append(f"groups = {p.groups}: must divide k = {', then '.join(map(str, ks))}")
     if legal("backward_samples") and p.objective == "piwae" and p.backward_samples:
         found.append("backward_samples: must be None for piwae, whose decoder and encoder ascend different bounds")
     if legal("backward_samples", "k") and p.backward_samples is not None and p.backward_samples >= p.k:

@@ -190,6 +190,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     with reading(broken, DatasetError), np.load(path, allow_pickle=False) as archive:
         found = archive.files
         arrays = {key: archive[key] for key in X_KEYS + Y_KEYS if key in found}
+        require(all(isinstance(array, np.ndarray) for array in arrays.values()), "no .npy files in it")
     missing = ", ".join(key for key in X_KEYS if key not in found)
     require(not missing, f"{path}: {missing} not among its keys {', '.join(found)}; expected are {keys}")
     return arrays
@@ -243,7 +244,8 @@ def read(path: Path, binarization: str) -> Dataset:
     side = math.isqrt(x[0].shape[1])
     flat_shape = (side, side) if side * side == x[0].shape[1] else (1, x[0].shape[1])
     image_shape = x[0].shape[1:] if x[0].ndim == 3 else flat_shape
-    return Dataset(path.stem, *(part.reshape(len(part), -1) for part in x), *y, binarization, image_shape)
+    flat = [np.ascontiguousarray(part.reshape(len(part), -1)) for part in x]
+    return Dataset(path.stem, *flat, *y, binarization, image_shape)
 
 
 # Interface.
@@ -328,7 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         paths = {name: file_of(name, options.datasets_dir) for name in options.names or ["mnist"]}
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     status = 0
@@ -336,7 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
         cached = name in DATASETS and path.exists()
         try:
             print(summary(load_dataset(name, options.datasets_dir), path) + "\n  cached already" * cached)
-        except DatasetError as error:
+        except (DatasetError, OSError) as error:
             print(error, file=sys.stderr)
             status = 1
     return status

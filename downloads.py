@@ -19,10 +19,12 @@ import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import NamedTuple
 
 import numpy as np
 import pooch
+from urllib3.exceptions import HTTPError
 
 SERVER_TIMEOUT = 15  # seconds of silence
 DOWNLOAD_SECONDS = 900  # for all files of a source, however it drips
@@ -136,7 +138,7 @@ def run(folder: Path, command: str, *options: str) -> None:
 
 FETCHERS = {"https": fetch_url, "http": fetch_url, "npm": fetch_npm, "apt": fetch_apt}
 # What a source can do wrong; the exceptions of requests are OSErrors, pooch's wrong hash is a ValueError.
-FAULTS = DatasetError, OSError, ValueError, EOFError, zlib.error, tarfile.TarError, subprocess.SubprocessError
+FAULTS = DatasetError, OSError, ValueError, EOFError, HTTPError, zlib.error, tarfile.TarError, SubprocessError
 
 
 def collect(folder: Path, files: dict[str, str]) -> dict[str, bytes]:

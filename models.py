@@ -193,8 +193,9 @@ class Autoencoder(keras.Model):
 
 def snapshots(folder):
     """The weights that a run kept while it was trained (`snapshot_epochs`): {epoch: path}."""
-    paths = sorted((Path(folder) / "snapshots").glob("epoch*.weights.h5"))
-    return {int(path.name.removeprefix("epoch").partition(".")[0]): path for path in paths}
+    paths = sorted((Path(folder) / "snapshots").glob("epoch[0-9]*.weights.h5"))
+    epochs = [path.name.removeprefix("epoch").removesuffix(".weights.h5") for path in paths]
+    return {int(epoch): path for epoch, path in zip(epochs, paths, strict=True) if epoch.isdecimal()}
 
 
 def keep_units(model, kept):

@@ -148,13 +148,16 @@ def train_run(run):
     if (folder / "model.weights.h5").exists():
         print(f"{folder.name}: trained already")
         return tell_lost(folder, parameters, len(plan_epochs(parameters)))
-    begun = (folder / "checkpoints").exists()  # then its checkpoint has all that it needs
-    first = load_model(initial_folder(folder, parameters)) if parameters.init_from and not begun else None
+    initial = folder / "initial.weights.h5"  # a copy: the run of `init_from` may change, or go
+    if parameters.init_from and not initial.exists():
+        with whole_file(initial) as partial:
+            load_model(initial_folder(folder, parameters)).save_weights(partial)
     write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
-    if first is not None:
-        model.set_weights(first.get_weights())
+    if parameters.init_from:
+        with reading(damaged(initial, f"delete {folder}")):
+            model.load_weights(initial)
     x_validation = binarize(data.x_validation, data.binarization, EVALUATION_SEED)
     validation_bound = mean_bound(model, x_validation, objective_of(parameters), parameters.k)
     images = functools.partial(tensorboard_images, model, x_validation[:SHOWN], data.image_shape)
@@ -208,7 +211,8 @@ def evaluate_run(run):
     model, asked = evaluated_model(run, x), (parameters.k_evaluation, EVALUATION_SEED, parameters.split, versions())
     key = digest(*model.get_weights(), x, repr(asked).encode())
     written = [run.results / "log_likelihoods.npy", run.results / "results.json"]
-    if all(path.exists() for path in written) and read_results(run.results).get("evaluation") == key:
+    same = all(path.exists() for path in written) and read_json(run.results).get("evaluation") == key
+    if same and read_results(run.results):
         print(f"{run.label}: evaluated already")
     else:
         write_results(run, model, x, {"versions": versions(), "evaluation": key})

@@ -269,7 +269,7 @@ def run_stretch(stretch, inputs, done, variables, bar):
         return done, bad_step(stretch, inputs, first, last, variables, before)
     total += done.total
     bar.update(last - first)
-    bar.set_postfix(bound=f"{total / last:.2f}", refresh=False)
+    bar.set_postfix(bound=f"{total / max(1, last):.2f}", refresh=False)
     seconds = done.seconds + time.perf_counter() - start
     return done._replace(stretch=done.stretch + 1, total=total, seconds=seconds), None
 
@@ -409,6 +409,8 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
                     checkpoints.save(f"{done.epochs:05d}-{done.stretch}")
                 if stop:
                     raise KeyboardInterrupt
+        if any(everyone(len(asked))):  # while the last checkpoint was written
+            raise KeyboardInterrupt
     optimizer.finalize_variable_values(model.phi + model.theta)  # the averaged weights, where `ema` is set
     save_weights(model, folder / "model.weights.h5")
 

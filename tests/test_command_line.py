@@ -313,6 +313,7 @@ def test_likelihood_goes_with_binarization(dataset, binarization, likelihood):
         ({"groups": 1, "objective": "vae"}, "groups = 1: objective 'vae' does not take a value"),
         ({"alpha": 0.0, "objective": "dreg"}, "alpha = 0.0: objective 'dreg' does not take a value"),
         ({"objective": "miwae", "k": 6, "groups": 4}, "groups = 4: must divide k = 6"),
+        ({"objective": "miwae", "k": 8, "groups": 2, "schedule": "fast"}, "groups = 2: must divide k = 5, then 8"),
         (
             {"objective": "piwae", "k": 4, "groups": 2, "backward_samples": 2},
             "backward_samples: must be None for piwae",

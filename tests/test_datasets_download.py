@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import threading
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -249,6 +250,12 @@ def drip_headers(handler):
             time.sleep(0.05)
 
 
+def torn_chunks(handler):
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"no length")
+
+
 def redirect(body):
     """A redirect to itself, and a function (handler) that writes the rest."""
 
@@ -275,6 +282,7 @@ SPOILT = {  # what is wrong with the answer of the first source, and what the me
     "redirect with a large body": (lambda data: redirect(flood), "a redirect of more than 65,536 bytes"),
     "too large": (lambda data: ok(flood), "more than 16,777,216 bytes"),
     "packed bomb": (lambda data: gzip.compress(bytes(2**25), 1), r"something else \(16,777,216 bytes\)"),
+    "redirect torn": (lambda data: redirect(torn_chunks), "Connection broken"),
     "redirected for ever": (lambda data: redirect(lambda handler: handler.end_headers()), "30 redirects"),
     "forbidden": (lambda data: 403, "403"),
     "not found": (lambda data: 404, "404"),
@@ -660,6 +668,7 @@ GOOD = {  # name: arrays, dtype of x_train, image shape
     "float64": (every(0.5), np.float32, (1, 6)),
     "labels": (arrays(y_train=np.arange(5), y_test=np.arange(3)), np.uint8, (1, 6)),
     "other keys": (arrays(author=np.array("me")), np.uint8, (1, 6)),
+    "by columns": ({key: np.asfortranarray(x) for key, x in arrays().items()}, np.uint8, (1, 6)),
 }
 
 
@@ -672,6 +681,7 @@ def test_users_file(kind, tmp_path):
     assert dataset.x_train.dtype == dtype and dataset.x_train.shape[1] == shape[0] * shape[1]
     scale = 255 if dtype == np.uint8 and content["x_test"].dtype == bool else 1
     np.testing.assert_array_equal(dataset.x_test, content["x_test"].reshape(len(dataset.x_test), -1) * scale)
+    assert dataset.x_train.flags.c_contiguous  # as digests take them
     assert (dataset.y_train is None) == ("y_train" not in content) and dataset.y_validation is None
 
 
@@ -717,7 +727,18 @@ def test_bad_users_file(kind, tmp_path, capsys):
     assert str(error.value) in capsys.readouterr().err
 
 
+def zipped(name):
+    """A zip file whose members of these names are no .npy files."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for key in datasets_download.X_KEYS:
+            archive.writestr(name.format(key), b"hello")
+    return file.getvalue()
+
+
 NOT_NPZ = {
+    "zip of texts": zipped("{}.npy"),
+    "zip of texts without an ending": zipped("{}"),
     "missing": None,
     "text": b"x_train",
     "empty": b"",

@@ -385,9 +385,25 @@ def test_a_run_that_started_from_anothers_weights_does_not_need_them_any_more(ru
     with pytest.raises(OSError, match="model.weights.h5 is damaged"):
         run(tmp_path / "results", *options, *TRAIN_ALONE)
     damaged.write_bytes(good)
-    run(tmp_path / "results", *options, *TRAIN_ALONE)
+    (folder,) = run(tmp_path / "results", *options, *TRAIN_ALONE)
     shutil.rmtree(first)
     run(tmp_path / "results", *options, *NO_PLOT)
+    undisturbed = weights(folder)
+    (folder / "model.weights.h5").unlink()
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "checkpoints").mkdir()  # as a first save leaves it that is killed
+    run(tmp_path / "results", *options, *TRAIN_ALONE)
+    np.testing.assert_array_equal(weights(folder), undisturbed)
+
+
+def test_an_evaluation_killed_between_its_two_files_is_done_again(run, alone, tmp_path, uncompiled):
+    """That of other images, say: likelihoods of the new, results of the old."""
+    place = shutil.copytree(alone.parents[1], tmp_path / "results")
+    (folder,) = run(place, "iwae", "--train", "false", *NO_PLOT)
+    results = results_of(folder)
+    (folder / "results.json").write_text(json.dumps(results | {"evaluation": "another", "digest": "another"}))
+    run(place, "iwae", "--train", "false", *NO_PLOT)
+    assert results_of(folder) == results
 
 
 def test_fields_that_do_not_train_meet_the_same_run(run, alone, monkeypatch, capsys):

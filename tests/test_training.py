@@ -194,6 +194,21 @@ def test_resumed_training_is_bit_for_bit_the_uninterrupted(small_net, x_small, t
     assert logs[0] == logs[1] and len(logs[0]) == 4
 
 
+def test_a_signal_during_the_last_checkpoint_stops_the_program(small_net, x_small, tmp_path, monkeypatch, uncompiled):
+    whole, save = train(small_net(), x_small, tmp_path / "whole"), Checkpoints.save
+
+    def asked_while_saving(checkpoints, name):
+        if name == f"{TINY.epochs:05d}-0":
+            signal.raise_signal(signal.SIGTERM)
+        save(checkpoints, name)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "save", asked_while_saving)
+        train(small_net(), x_small, tmp_path / "stopped")
+    for a, b in zip(whole, train(small_net(seed=9), x_small, tmp_path / "stopped"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_weights_are_the_same_with_and_without_evaluation_plots_and_checkpoints(
     small_net, x_small, tmp_path, monkeypatch, uncompiled
 ):
