@@ -6,15 +6,16 @@ for rounding. In a strategy's scope all workers make the same calls, and wait fo
 
 import contextlib
 import functools
+import json
 import operator
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,7 @@ def open_strategy(parameters):
         ):
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         late.cancel()
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # TensorFlow has put its own in its place
         threading.Thread(target=watch, args=[finished], daemon=True).start()
     elif kind == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
@@ -127,8 +129,9 @@ def open_strategy(parameters):
         yield strategy
         with strategy.scope():
             everyone(0)  # none leaves before the last is ready
-    except tf.errors.OpError:
-        time.sleep(4 * (SECONDS_BETWEEN_CHECKS + SECONDS_TO_ANSWER) if kind == "multi_worker" else 0)
+    except (tf.errors.OpError, OSError) as error:
+        from_others = kind == "multi_worker" and isinstance(error.__cause__ or error, tf.errors.OpError)
+        time.sleep(4 * (SECONDS_BETWEEN_CHECKS + SECONDS_TO_ANSWER) if from_others else 0)
         raise  # unless meanwhile `watch` has found that a worker is lost, and which
     finally:
         finished.set()
@@ -158,11 +161,23 @@ def stop(reason):
     os._exit(1)
 
 
+def remove_copies_left():
+    """Remove what `own_folder` of killed processes left behind."""
+    for place in Path(tempfile.gettempdir()).glob("iwae.[0-9]*.*"):
+        try:
+            os.kill(int(place.name.split(".")[1]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(place, ignore_errors=True)
+        except PermissionError:
+            pass  # another user's, at work
+
+
 @contextlib.contextmanager
-def own_folder(run):
+def own_folder(run, settings):
     """The run, on any worker but the first in a copy of its folder that goes when the block ends: one of them writes.
 
-    Begins when all have theirs. Leaves where they were started with other commands or see other files.
+    settings: see `runs.settings`. Begins when all have theirs. Leaves where they differ in what they were asked for, in
+    versions, or see other files.
     """
     if strategy_kind(run.parameters) != "multi_worker":
         yield run
@@ -170,11 +185,14 @@ def own_folder(run):
     files = [path.relative_to(run.folder) for path in sorted(run.folder.rglob("*")) if path.is_file()]
     files = [path for path in files if path.parts[0] not in NOT_COPIED]
     seen = [(str(path), (run.folder / path).stat().st_size) for path in files]
-    asked = replace(run.parameters, results_dir="", datasets_dir=None)
-    state = int(digest(repr((run.folder.name, asked, seen)).encode(), run.data.x_train), 16) >> 1
+    asked = settings | {"results_dir": "", "datasets_dir": "", "seen": seen}
+    initial = run.initial / "model.weights.h5" if run.initial else None
+    weights = [initial.read_bytes()] if initial and initial.exists() else []
+    state = int(digest(json.dumps(asked).encode(), *weights), 16) >> 1
     with contextlib.ExitStack() as places:
         ours = run
         if not is_first(run.parameters):
+            remove_copies_left()
             place = places.enter_context(tempfile.TemporaryDirectory(prefix=f"iwae.{os.getpid()}."))
             ours = run._replace(folder=Path(place, *run.folder.parts[-2:]))
             ours = ours._replace(results=ours.folder / run.results.relative_to(run.folder))
@@ -183,5 +201,6 @@ def own_folder(run):
                 shutil.copyfile(run.folder / path, ours.folder / path)
         if len(set(everyone(state))) > 1:
             way_out = "the same command on all, and a results_dir that all see"
-            sys.exit(f"experiments.py: {run.label}: the workers differ in command, data or files; way out: {way_out}")
+            differ = "the workers differ in command, data, files or versions"
+            sys.exit(f"experiments.py: {run.label}: {differ}; way out: {way_out}")
         yield ours

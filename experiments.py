@@ -34,7 +34,18 @@ from command_line import (
 from datasets_download import DatasetError, own_binarization
 from report import comparison_table, rewritten, schedules_figure, table_1, table_2
 from run_folder import lock, read_log, whole_file, write_text
-from runs import RELEASED, compare, diagnose_run, evaluate_run, load_data, open_run, plot_run, read_released, train_run
+from runs import (
+    RELEASED,
+    compare,
+    diagnose_run,
+    evaluate_run,
+    load_data,
+    open_run,
+    plot_run,
+    read_released,
+    settings,
+    train_run,
+)
 
 
 @dataclass(frozen=True)
@@ -265,7 +276,7 @@ def perform(runs, compared):
     first = is_first(runs[0].parameters)
     with open_strategy(runs[0].parameters) as strategy:
         for run in runs:
-            with strategy.scope(), own_folder(run) as ours:
+            with strategy.scope(), own_folder(run, settings(run.parameters, run.data)) as ours:
                 if run.parameters.train and not run.parameters.pretrained:
                     train_run(ours)
                 if run.parameters.evaluate:

@@ -56,6 +56,8 @@ def settings(parameters, data):
 
 def initial_folder(folder, parameters):
     """The folder that `init_from` means: a path, or the run of that name and this seed, beside `folder` or released."""
+    if not parameters.init_from:
+        return None
     run = f"{parameters.init_from}__seed{parameters.seed}"
     places = [Path(parameters.init_from), folder.parent / run, RELEASED / folder.parent.name / run]
     return next((place for place in places if (place / "model.weights.h5").exists()), places[0])
@@ -80,6 +82,7 @@ class Run(NamedTuple):
     results: Path  # what is evaluated and drawn: see `results_folder`
     parameters: object  # experiments.Parameters
     data: Dataset
+    initial: Path | None = None  # the run of `init_from`
 
     @property
     def label(self):
@@ -99,19 +102,19 @@ def open_run(name, parameters, data):
     if len(folder.name) > LONGEST:
         way_out = "enter it in NAMED_RUNS of experiments.py, whose names stand for all their fields"
         sys.exit(f"experiments.py: {folder.name[:40]}..: {len(folder.name)} characters, {LONGEST} may be: {way_out}")
-    results = results_folder(folder, parameters)
+    results, initial = results_folder(folder, parameters), initial_folder(folder, parameters)
     trained = (folder / "model.weights.h5").exists()
     if trained or any((folder / name).exists() for name in ("parameters.json", "checkpoints")):
         ignored = NOT_IN_NAME - {"dataset", "seed"} | (set(PACKAGES) if trained else set())
         check_parameters(folder, settings(parameters, data), ignored)
-    elif parameters.init_from:
-        check_initial(initial_folder(folder, parameters), parameters, data.x_train.shape[1])
+    elif initial:
+        check_initial(initial, parameters, data.x_train.shape[1])
     if not trained and (parameters.pretrained or not parameters.train):
         way_out = f"run the same command without --{'pretrained' if parameters.pretrained else 'train false'}"
         sys.exit(f"experiments.py: no trained model in {folder}: {way_out}")
     if parameters.plot and not parameters.evaluate and not (results / "results.json").exists():
         sys.exit(f"experiments.py: {results} is not evaluated: run the same command without --evaluate false")
-    return Run(folder, results, parameters, data)
+    return Run(folder, results, parameters, data, initial)
 
 
 def take_released(folder):
@@ -144,18 +147,18 @@ def train_run(run):
     from models import Autoencoder
     from training import objective_of, tell_lost, train
 
-    folder, _, parameters, data = run
+    folder, _, parameters, data, _ = run
     if (folder / "model.weights.h5").exists():
         print(f"{folder.name}: trained already")
         return tell_lost(folder, parameters, len(plan_epochs(parameters)))
     initial = folder / "initial.weights.h5"  # a copy: the run of `init_from` may change, or go
-    if parameters.init_from and not initial.exists():
+    if run.initial and not initial.exists():
         with whole_file(initial) as partial:
-            load_model(initial_folder(folder, parameters)).save_weights(partial)
+            load_model(run.initial).save_weights(partial)
     write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
-    if parameters.init_from:
+    if run.initial:
         with reading(damaged(initial, f"delete {folder}")):
             model.load_weights(initial)
     x_validation = binarize(data.x_validation, data.binarization, EVALUATION_SEED)
@@ -258,7 +261,7 @@ def plot_run(run):
     from plotting import ANIMATIONS, PLOTS
     from posterior import posterior_arrays, snapshot_arrays
 
-    _, place, parameters, data = run
+    _, place, parameters, data, _ = run
     log, results = read_log(run.folder, len(plan_epochs(parameters))), read_results(place)
     x = evaluation_images(parameters, data)
     x_mean, labels = grey(getattr(data, f"x_{parameters.split}")[: len(x)]), getattr(data, f"y_{parameters.split}")
@@ -289,7 +292,7 @@ def diagnose_run(run, others):
     from plotting import DIAGNOSTICS
     from training import gradients, objective_of, step_milliseconds
 
-    folder, place, parameters, data = run
+    folder, place, parameters, data, _ = run
     model, x = load_model(folder), evaluation_images(parameters, data)
     estimators = {other.objective: objective_of(other) for other in others}
     arrays = diagnostic_arrays(model, gradients, estimators, TARGETS, x, EVALUATION_SEED)

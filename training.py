@@ -11,7 +11,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from checkpoints import Checkpoints, tensorflow_writes
-from distributed import everyone, over_replicas, run_alike, whole
+from distributed import everyone, on_replicas, over_replicas, run_alike, whole
 from losses import TwoBounds, build_objective, gather_samples, resample
 from models import fold_seed, random_uniform, snapshots, split_seed
 from run_folder import stop_asked, whole_file, write_text
@@ -304,7 +304,8 @@ def replay(model, x_train, parameters, k, inputs, step):
         x, gradient_seed = serve(tf.constant(x_train[order[step]]), fold_seed(seed, step), parameters)
         return gradients(model, objective_of(parameters), x, k, gradient_seed, parameters.backward_samples)
 
-    return again(tf.constant(seed))
+    seeds = np.tile(seed, [tf.distribute.get_strategy().num_replicas_in_sync, 1])
+    return on_replicas(again, seeds)[0]
 
 
 def not_finite(model, x_train, parameters, epoch, inputs, step):

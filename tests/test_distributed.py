@@ -121,12 +121,15 @@ def trained(strategy, fields, place):
         return model.get_weights(), [(record["bound_train"], record["bound_validation"]) for record in log]
 
 
-def mirrored(fields, place, answers):
-    """In a process of its own, for devices are made before TensorFlow starts: trained on one, and on two."""
+def mirrored(strategies, fields, place, answers):
+    """In a process of its own, for devices are made before TensorFlow starts: trained by each strategy, or why not."""
     cpu, two = tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(cpu, two)
     command_line.gpus = lambda: 2
-    answers.send([trained(strategy, fields, place) for strategy in ("none", "mirrored")])
+    try:
+        answers.send([trained(strategy, fields, place) for strategy in strategies])
+    except FloatingPointError as error:
+        answers.send(str(error))
 
 
 ONE = {"latent_units": (3,), "hidden_units": ((8,),)}
@@ -149,17 +152,29 @@ def context():
         yield context
 
 
-@pytest.mark.parametrize("fields", CASES)
-def test_two_devices_train_as_one(context, tmp_path, fields):
+def answer(context, fields, place, strategies=("none", "mirrored")):
+    """Of `mirrored`, in its process."""
     answers, ours = context.Pipe(duplex=False)
-    process = context.Process(target=mirrored, args=(fields, tmp_path, ours), daemon=True)
+    process = context.Process(target=mirrored, args=(strategies, fields, place, ours), daemon=True)
     process.start()
     ours.close()
-    (weights, bounds), (others, other_bounds) = answers.recv()
+    received = answers.recv()
     process.join()
+    return received
+
+
+@pytest.mark.parametrize("fields", CASES)
+def test_two_devices_train_as_one(context, tmp_path, fields):
+    (weights, bounds), (others, other_bounds) = answer(context, fields, tmp_path)
     for a, b in zip(weights, others, strict=True):
         np.testing.assert_allclose(a, b, **CLOSE)
     np.testing.assert_allclose(bounds, other_bounds, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_step_that_is_not_finite_is_named_on_two_devices(context, tmp_path):
+    said = answer(context, ONE | {"k": 2, "rate_scale": 1e30}, tmp_path, ["mirrored"])
+    assert re.match(r"not finite in epoch 1, step \d, learning rate .*: the bound of training images", said)
 
 
 # Several processes.
@@ -233,6 +248,14 @@ def test_two_workers_train_and_evaluate_as_one(context, tiny, tmp_path):  # noqa
     (two / "results.json").unlink()
     run(context, tmp_path / "2", 1, [*arguments, "--train", "false"])
     np.testing.assert_allclose(shared, np.load(two / "log_likelihoods.npy"), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_workers_start_from_the_weights_of_another_run(context, tiny, tmp_path):  # noqa: F811
+    arguments = [*TINY.split(), "--dataset", str(tiny), "--evaluate", "false"]
+    first = run(context, tmp_path, 1, arguments).name.removesuffix("__seed0")
+    started = start(context, 2, [*arguments, "--init_from", first, "--results_dir", str(tmp_path / "results")])
+    assert [status for status, _ in end(started)] == [0, 0]
 
 
 @pytest.fixture(scope="module")
