@@ -375,7 +375,8 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
     optimizer = build_optimizer(parameters, model)
     checkpoints, kept = resume(model, optimizer, folder)
     variables, done = model.variables + optimizer.variables, kept.progress
-    write_log(folder, done.log)
+    if done.log:  # the file may be damaged, or ahead
+        write_log(folder, done.log)
     tell_lost(folder, parameters, done.epochs)
     plan = plan_epochs(parameters)[done.epochs :]
     stretches = compile_stretches(model, optimizer, x_train, parameters, plan)
