@@ -153,7 +153,7 @@ def inconsistencies(p, legal):
 def cluster():
     """The workers that TF_CONFIG names, {device: address}, first the one that writes, and the place of this one.
 
-    None, and 0, where it is not set. Raises ValueError where it says something else.
+    An empty one, and 0, where it is not set. Raises ValueError where it says something else.
     """
     if not (text := os.environ.get("TF_CONFIG")):
         return {}, 0

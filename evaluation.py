@@ -40,7 +40,7 @@ def keep_blocks(path, blocks):
 def map_images(function, x, seed, size=IMAGES_AT_ONCE, progress=None, kept=None):
     """Apply a compiled function of (images [size, features], seed [2]) to all of x, block by block.
 
-    In a strategy's scope each replica takes every n-th block, and all have what they return: seeds are the blocks'.
+    In a strategy's scope each replica takes every n-th block and all get every result: a seed belongs to its block.
 
     x: [n, features] floating; no image is dropped: the last block is filled up, and cut again.
     The function returns arrays with the images on their first axis, nested as it likes; so does this one, with n.

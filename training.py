@@ -39,7 +39,8 @@ def build_optimizer(parameters, model):
             **average,
         )
     optimizer.build(model.phi + model.theta)
-    optimizer._all_reduce_sum_gradients = list  # replicas would add up what is a sum already: see `compile_stretch`
+    # Keras would add up over replicas what is a sum already, and after the clip; it has no public switch for that.
+    optimizer._all_reduce_sum_gradients = list
     return optimizer
 
 
