@@ -115,7 +115,9 @@ def open_strategy(parameters):
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         late.cancel()
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # TensorFlow has put its own in its place
-        threading.Thread(target=watch, args=[finished], daemon=True).start()
+        workers, index = cluster()
+        for name in [name for i, name in enumerate(workers) if i != index]:
+            threading.Thread(target=watch, args=[name, workers[name], finished], daemon=True).start()
     elif kind == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
@@ -128,7 +130,10 @@ def open_strategy(parameters):
     try:
         yield strategy
         with strategy.scope():
-            everyone(0)  # none leaves before the last is ready
+            everyone(0)  # all are ready to leave
+            finished.set()  # from here on one that does not answer has left
+            with contextlib.suppress(tf.errors.OpError):
+                everyone(0)  # which none does before all have passed the first
     except (tf.errors.OpError, OSError) as error:
         from_others = kind == "multi_worker" and isinstance(error.__cause__ or error, tf.errors.OpError)
         time.sleep(4 * (SECONDS_BETWEEN_CHECKS + SECONDS_TO_ANSWER) if from_others else 0)
@@ -137,19 +142,17 @@ def open_strategy(parameters):
         finished.set()
 
 
-def watch(finished):
+def watch(name, address, finished):
     """Stop this process where another worker twice in succession does not answer, for it would wait for ever."""
-    workers, index = cluster()
-    others, silent = [worker for i, worker in enumerate(workers) if i != index], set()
+    silent = False
     while not finished.wait(SECONDS_BETWEEN_CHECKS):
-        for worker in others:
-            try:
-                context.context().check_collective_ops_peer_health(worker, 1000 * SECONDS_TO_ANSWER)
-                silent.discard(worker)
-            except tf.errors.OpError:
-                if worker in silent and not finished.is_set():
-                    stop(f"the worker at {workers[worker]} does not answer any more: it is dead or hangs")
-                silent.add(worker)
+        try:
+            context.context().check_collective_ops_peer_health(name, 1000 * SECONDS_TO_ANSWER)
+            silent = False
+        except tf.errors.OpError:
+            if silent and not finished.is_set():
+                stop(f"the worker at {address} does not answer any more: it is dead or hangs")
+            silent = True
 
 
 def stop(reason):

@@ -230,12 +230,13 @@ def run(context, place, n, arguments):
 
 
 def assert_close(a, b):
-    """Two runs' weights, and likelihoods, are the same but for rounding."""
+    """Two runs' weights are the same but for rounding, and so are the likelihoods where there are any."""
     ours, theirs = (arrays_of(folder / "model.weights.h5") for folder in (a, b))
     assert ours.keys() == theirs.keys()
     for name in ours:
         np.testing.assert_allclose(*(np.frombuffer(x[name], np.float32) for x in (ours, theirs)), **CLOSE)
-    np.testing.assert_allclose(*(np.load(folder / "log_likelihoods.npy") for folder in (a, b)), rtol=1e-4)
+    if (a / "log_likelihoods.npy").exists():
+        np.testing.assert_allclose(*(np.load(folder / "log_likelihoods.npy") for folder in (a, b)), rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -268,20 +269,18 @@ def digits(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("k", [1, 50])
-@pytest.mark.parametrize("net", ["(50,) --hidden_units (200,200),", "100,50 --hidden_units (200,200),(100,100)"])
-def test_workers_train_digits_as_one(context, digits, tmp_path, net, k):
+@pytest.mark.parametrize("net, k, n", [("1", 1, 2), ("1", 50, 3), ("2", 1, 3), ("2", 50, 2)])
+def test_workers_train_digits_as_one(context, digits, tmp_path, net, k, n):
     """The paper's nets, of one and two layers: 20 steps. Later on rounding grows, as it does from any other machine."""
+    units = {"1": "(50,) --hidden_units (200,200),", "2": "100,50 --hidden_units (200,200),(100,100)"}[net]
     arguments = (
-        f"iwae --dataset {digits} --epochs 1 --batch 24 --k_evaluation 50 --plot false --k {k} --latent_units {net}"
+        f"iwae --dataset {digits} --epochs 1 --batch 24 --evaluate false --plot false --k {k} --latent_units {units}"
     )
-    one, *others = (run(context, tmp_path / str(n), n, arguments.split()) for n in (1, 2, 3))
-    for other in others:
-        assert_close(one, other)
+    assert_close(*(run(context, tmp_path / str(count), count, arguments.split()) for count in (1, n)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, lost, then", [(9, 1, 1), (9, 0, 3), (19, 0, 2), (19, 1, 1), (15, 1, 3)])
+@pytest.mark.parametrize("number, lost, then", [(9, 1, 1), (9, 0, 3), (19, 0, 2), (15, 1, 1)])
 def test_a_worker_lost_stops_the_others_and_the_run_goes_on(context, tiny, tmp_path, number, lost, then):  # noqa: F811
     """By SIGKILL, SIGSTOP, SIGTERM; with as many workers as before, or others."""
     arguments = [*TINY.split(), "--dataset", str(tiny), "--epochs", "12"]
@@ -293,6 +292,7 @@ def test_a_worker_lost_stops_the_others_and_the_run_goes_on(context, tiny, tmp_p
     hit = time.monotonic()
     ((status, text),) = end([started[1 - lost]])
     started[lost][0].kill()
+    started[lost][0].join()  # until then it has the lock
     assert time.monotonic() - hit < 60 and status == 1
     line = text.strip().splitlines()[-1]
     assert line.startswith("experiments.py: ") and "experiments.py iwae --k 2" in line
