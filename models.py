@@ -8,10 +8,13 @@ import json
 from functools import partial
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+
+from run_folder import digest, whole_file
 
 tfd = tfp.distributions
 
@@ -222,6 +225,22 @@ def keep_units(model, kept):
     return smaller
 
 
+def save_weights(model, path):
+    """Write a model's weights, with a digest of them, whole or not at all."""
+    with whole_file(path) as partial:
+        model.save_weights(partial)
+        with h5py.File(partial, "a") as file:
+            file.attrs["digest"] = digest(*model.get_weights())
+
+
+def load_weights(model, path):
+    """Give a model the weights of a file. Raises ValueError where they are not those of its digest, if it has one."""
+    model.load_weights(path)
+    with h5py.File(path) as file:
+        if file.attrs.get("digest", found := digest(*model.get_weights())) != found:
+            raise ValueError("these are not the weights that were written")
+
+
 def load_run(folder, epoch=None):
     """The trained model that `experiments.py` left in a run's folder; as it was after an epoch, if it was kept then.
 
@@ -238,5 +257,5 @@ def load_run(folder, epoch=None):
         parameters["hidden_units"],
         parameters["likelihood"],
     )
-    model.load_weights(kept[epoch])
+    load_weights(model, kept[epoch])
     return model

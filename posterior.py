@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from evaluation import ACTIVE_THRESHOLD, SAMPLES_AT_ONCE, bounds, map_images, principal_components, shown_images
 from losses import effective_sample_size, gather_samples, group_weights, log_mean_exp, normalized_weights, resample
-from models import split_seed
+from models import load_weights, split_seed
 from run_folder import damaged, reading
 
 KS = (1, 10, 100)  # samples of the importance-weighted posteriors; at 1 it is q itself
@@ -294,7 +294,7 @@ def snapshot_arrays(model, weights, x, labels=None, seed=0):
     arrays, same = [], shown_images(x, labels)[-SAME:]
     for epoch, path in weights.items():
         with reading(damaged(path, "delete it, and the same command draws the others")):
-            model.load_weights(path)
+            load_weights(model, path)
         at = {"epoch": epoch, "prior_samples": model.sample(100, (seed, 0))}
         if model.latent_units == (2,):
             z = model.encode(x[:AGGREGATED]).sample(seed=(seed, 1))

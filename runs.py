@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from command_line import EVALUATION, NOT_IN_NAME, run_name
+from command_line import EVALUATION, NOT_IN_NAME, leave, run_name
 from datasets_download import Dataset, binarize, grey, load_dataset
 from downloads import Unavailable
 from run_folder import check_parameters, damaged, digest, lock, read_log, reading, whole_file, write_text
@@ -92,10 +92,10 @@ class Run(NamedTuple):
 
 def open_run(name, parameters, data):
     """The Run; leaves with the difference where its folder holds another, or none though none is to be trained."""
-    for field, split in (("batch", "train"), ("images", parameters.split)):
-        asked, n = getattr(parameters, field), len(getattr(data, f"x_{split}"))
-        if asked and asked > n:
-            sys.exit(f"experiments.py: {field} = {asked}: {data.name} has {n} {split} images")
+    wanted = [("batch", parameters.batch, "train"), ("images", parameters.images or 0, parameters.split)]
+    there = {split: len(getattr(data, f"x_{split}")) for _, _, split in wanted}
+    lines = [(field, n, split) for field, n, split in wanted if n > there[split]]
+    leave([f"{field} = {n}: {data.name} has {there[split]} {split} images" for field, n, split in lines])
     folder = Path(parameters.results_dir) / data.name / f"{name}__seed{parameters.seed}"
     if parameters.pretrained and not any((folder / name).exists() for name in ("model.weights.h5", "checkpoints")):
         take_released(folder)
@@ -144,7 +144,7 @@ def results_folder(folder, parameters):
 def train_run(run):
     """Train the run in its folder, or go on where it was stopped."""
     from evaluation import mean_bound
-    from models import Autoencoder
+    from models import Autoencoder, load_weights, save_weights
     from training import objective_of, tell_lost, train
 
     folder, _, parameters, data, _ = run
@@ -153,14 +153,13 @@ def train_run(run):
         return tell_lost(folder, parameters, len(plan_epochs(parameters)))
     initial = folder / "initial.weights.h5"  # a copy: the run of `init_from` may change, or go
     if run.initial and not initial.exists():
-        with whole_file(initial) as partial:
-            load_model(run.initial).save_weights(partial)
+        save_weights(load_model(run.initial), initial)
     write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
     if run.initial:
         with reading(damaged(initial, f"delete {folder}")):
-            model.load_weights(initial)
+            load_weights(model, initial)
     x_validation = binarize(data.x_validation, data.binarization, EVALUATION_SEED)
     validation_bound = mean_bound(model, x_validation, objective_of(parameters), parameters.k)
     images = functools.partial(tensorboard_images, model, x_validation[:SHOWN], data.image_shape)

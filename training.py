@@ -13,8 +13,8 @@ from tqdm import tqdm
 from checkpoints import Checkpoints, tensorflow_writes
 from distributed import everyone, on_replicas, over_replicas, run_alike, whole
 from losses import TwoBounds, build_objective, gather_samples, resample
-from models import fold_seed, random_uniform, snapshots, split_seed
-from run_folder import stop_asked, whole_file, write_text
+from models import fold_seed, random_uniform, save_weights, snapshots, split_seed
+from run_folder import stop_asked, write_text
 from schedules import Epoch, describe, epoch_inputs, plan_epochs
 
 STRETCHES_PER_EPOCH = 5  # entries into Python, for the progress bar, checkpoints and Ctrl-C
@@ -69,20 +69,29 @@ def averaged_weights(model, optimizer):
 
 
 def gradients(model, objective, x, k, seed, backward_samples=None, own=whole):
+    """Bound and gradients to ascend, as of `gradients_given`, with k samples drawn from a seed, [2] integers."""
+    return gradients_given(model, objective, x, *draw(model, k, tf.shape(x)[0], seed), backward_samples, own)
+
+
+def draw(model, k, batch, seed):
+    """The random numbers of a step: noise, as of `draw_noise`, and uniforms [batch] in [0, 1) for `subsample`."""
+    noise_seed, resampling_seed = tf.unstack(split_seed(seed))
+    return model.draw_noise(k, batch, noise_seed), random_uniform([batch], resampling_seed, dtype=model.compute_dtype)
+
+
+def gradients_given(model, objective, x, noise, uniform, backward_samples=None, own=whole):
     """Bound and gradients to ascend, of the mean over the batch, for any objective and any number of layers.
 
     Three steps: log_w of all k samples, without gradients; the objective's weights, which are constants; the backward
     pass, with z cut from the encoder and re-attached with a weight of its own. (Compiled, the forward pass of the third
     step is the first one's.) With `backward_samples` = s < k only s samples are differentiated: see `subsample`.
 
-    objective: a function log_w -> Objective; x: [batch, features]; seed: [2] integers; own: see `over_replicas`.
+    objective: a function log_w -> Objective; x: [batch, features]; noise, uniform: of `draw`; own: see `over_replicas`.
     Returns bound [batch] in nats, gradients for model.phi + model.theta; of a replica its own part of the bound, and
     its share of the gradients. Raises ValueError for `backward_samples` with an objective of two bounds.
     """
-    batch = tf.shape(x)[0]
-    noise_seed, resampling_seed = tf.unstack(split_seed(seed))
-    noise = [own(layer, 1) for layer in model.draw_noise(k, batch, noise_seed)]
-    x = own(x, 0)
+    k, batch = noise[0].shape[0], tf.shape(x)[0]
+    noise, x = [own(layer, 1) for layer in noise], own(x, 0)
     q = model.encode(x)
     z = model.sample_posterior(q, noise)
     estimate = objective(model.log_joint(x, z) - model.log_q_z_given_x(q, z))
@@ -91,8 +100,7 @@ def gradients(model, objective, x, k, seed, backward_samples=None, own=whole):
     if two_bounds and backward_samples is not None:
         raise ValueError(f"backward_samples = {backward_samples}: must be None for an objective of two bounds")
     if backward_samples is not None and backward_samples < k:  # a stage of the schedule may have a smaller k
-        uniform = own(random_uniform([batch], resampling_seed, dtype=bound.dtype), 0)
-        weights, noise = subsample(weights, noise, backward_samples, uniform)
+        weights, noise = subsample(weights, noise, backward_samples, own(uniform, 0))
     decoder, path, score = (tf.stop_gradient(weight) / tf.cast(batch, bound.dtype) for weight in weights)
 
     with tf.GradientTape() as encoder_tape:
@@ -224,12 +232,6 @@ def duration(seconds):
     return f"{seconds:.0f} s"
 
 
-def save_weights(model, path):
-    """Write a model's weights whole or not at all."""
-    with whole_file(path) as partial:
-        model.save_weights(partial)
-
-
 class Progress(NamedTuple):
     """How far a training has come."""
 
@@ -297,16 +299,17 @@ def bad_step(stretch, inputs, first, last, variables, before):
 
 
 def replay(model, x_train, parameters, k, inputs, step):
-    """Bound [batch] and gradients of one step of an epoch by itself, with the samples that the compiled loop drew."""
+    """Bound [batch] and gradients of one step, outside XLA but with the samples that the compiled loop drew."""
     order, _, seed = inputs
 
     @tf.function(jit_compile=True)  # eager TensorFlow draws other numbers, and so it does for a seed that is a constant
-    def again(seed):
+    def drawn(seed):
         x, gradient_seed = serve(tf.constant(x_train[order[step]]), fold_seed(seed, step), parameters)
-        return gradients(model, objective_of(parameters), x, k, gradient_seed, parameters.backward_samples)
+        return x, *draw(model, k, parameters.batch, gradient_seed)
 
     seeds = np.tile(seed, [tf.distribute.get_strategy().num_replicas_in_sync, 1])
-    return on_replicas(again, seeds)[0]
+    given = on_replicas(drawn, seeds)[0]
+    return gradients_given(model, objective_of(parameters), *given, parameters.backward_samples)
 
 
 def not_finite(model, x_train, parameters, epoch, inputs, step):

@@ -8,7 +8,7 @@ import scipy.stats
 import tensorflow as tf
 
 from experiments import PAPER, run_named
-from models import Autoencoder, keep_units, load_run
+from models import Autoencoder, keep_units, load_run, save_weights
 
 SEED = (1, 2)
 
@@ -156,7 +156,7 @@ def test_illegal_nets_are_refused():
 @pytest.mark.parametrize("layers", [1, 2])
 def test_load_run_gives_the_model_back(small_net, x_small, tmp_path, layers, likelihood):
     model = small_net(layers, likelihood, seed=5)
-    model.save_weights(tmp_path / "model.weights.h5")
+    save_weights(model, tmp_path / "model.weights.h5")
     units = {"latent_units": [4, 3][:layers], "hidden_units": [[8, 8], [6]][:layers]}
     parameters = units | {"features": 12, "likelihood": likelihood}
     (tmp_path / "parameters.json").write_text(json.dumps(parameters))
