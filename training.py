@@ -301,15 +301,19 @@ def bad_step(stretch, inputs, first, last, variables, before):
 def replay(model, x_train, parameters, k, inputs, step):
     """Bound [batch] and gradients of one step, outside XLA but with the samples that the compiled loop drew."""
     order, _, seed = inputs
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
 
     @tf.function(jit_compile=True)  # eager TensorFlow draws other numbers, and so it does for a seed that is a constant
     def drawn(seed):
         x, gradient_seed = serve(tf.constant(x_train[order[step]]), fold_seed(seed, step), parameters)
-        return x, *draw(model, k, parameters.batch, gradient_seed)
+        noise, uniform = draw(model, k, parameters.batch, gradient_seed)
+        return x, uniform, *noise
 
-    seeds = np.tile(seed, [tf.distribute.get_strategy().num_replicas_in_sync, 1])
-    given = on_replicas(drawn, seeds)[0]
-    return gradients_given(model, objective_of(parameters), *given, parameters.backward_samples)
+    def again(x, uniform, *noise):
+        return gradients_given(model, objective_of(parameters), x, noise, uniform, parameters.backward_samples)
+
+    given = on_replicas(drawn, np.tile(seed, [replicas, 1]))[0]
+    return on_replicas(again, *(tf.stack([tensor] * replicas) for tensor in given))[0]
 
 
 def not_finite(model, x_train, parameters, epoch, inputs, step):
