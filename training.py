@@ -76,7 +76,8 @@ def gradients(model, objective, x, k, seed, backward_samples=None, own=whole):
 def draw(model, k, batch, seed):
     """The random numbers of a step: noise, as of `draw_noise`, and uniforms [batch] in [0, 1) for `subsample`."""
     noise_seed, resampling_seed = tf.unstack(split_seed(seed))
-    return model.draw_noise(k, batch, noise_seed), random_uniform([batch], resampling_seed, dtype=model.compute_dtype)
+    noise = model.draw_noise(k, batch, noise_seed)
+    return noise, random_uniform([batch], resampling_seed, dtype=noise[0].dtype)
 
 
 def gradients_given(model, objective, x, noise, uniform, backward_samples=None, own=whole):
