@@ -56,9 +56,10 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_figures():
-    """A hundredth of the samples and cells that the figures of posteriors have, and a tenth of the pixels of all."""
+def small():
+    """Figures with a hundredth of their samples and cells and a tenth of their pixels; one step timed beforehand."""
     with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(training, "STEPS_TIMED", 1)
         monkeypatch.setattr(canvas, "DPI", 50)
         for name, value in {"POOL": 200, "SIDE": 7, "WIDE_SIDE": 9, "BOUND_KS": (1, 50)}.items():
             monkeypatch.setattr(posterior, name, value)
@@ -287,7 +288,7 @@ def alone(run, tmp_path_factory):
     return folder
 
 
-def test_each_step_alone(run, alone, iwae):
+def test_each_step_alone(run, alone, iwae, monkeypatch):
     place = alone.parents[1]
     assert not (alone / "results.json").exists() and not (alone / "figures").exists()
     before = contents(alone)
@@ -298,6 +299,7 @@ def test_each_step_alone(run, alone, iwae):
     assert {path: contents(alone)[path] for path in before} == before
     assert results_of(alone)["nll"] == results_of(iwae)["nll"]
     before = contents(alone)
+    monkeypatch.setattr(canvas, "save_figure", lambda figure, path: path.touch())
     run(place, "iwae", "--train", "false", "--evaluate", "false")
     new = set(contents(alone)) - set(before)
     assert {path.name for path in new} == {"arrays.npz", *(f"{name}.png" for name in ANY_NET)}
@@ -381,7 +383,7 @@ def test_a_run_that_started_from_anothers_weights_does_not_need_them_any_more(ru
     damaged = first / "model.weights.h5"
     good = damaged.read_bytes()
     damaged.write_bytes(good[:3000])
-    options = ("vae", "--init_from", str(first))
+    options = ("vae", "--init_from", str(first), "--batch", "60")
     with pytest.raises(OSError, match="model.weights.h5 is damaged"):
         run(tmp_path / "results", *options, *TRAIN_ALONE)
     damaged.write_bytes(good)
@@ -574,7 +576,7 @@ def options_of(objective):
 
 
 def check_objective(run, place, objective):
-    (folder,) = run(place, *options_of(objective), "--epochs", "1", *TRAIN_ALONE)
+    (folder,) = run(place, *options_of(objective), "--epochs", "1", "--batch", "40", *TRAIN_ALONE)
     (record,) = log_of(folder)
     assert -100 < record["bound_train"] < 0 and -100 < record["bound_validation"] < 0
     assert np.isfinite(weights(folder)).all()
@@ -680,7 +682,7 @@ def test_unreachable_mnist_goes_on_with_the_sample(run, tiny, tmp_path, monkeypa
         return datasets_download.load_dataset(str(tiny), datasets_dir, binarization)._replace(name=name)
 
     monkeypatch.setattr(runs, "load_dataset", load)
-    folders = run(tmp_path, "--dataset", "mnist", "--epochs", "1", "vae", "iwae", *NO_PLOT)
+    folders = run(tmp_path, "--dataset", "mnist", "--batch", "60", "vae", "iwae", *NO_PLOT)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "Going on" in line]
     for words in ("mnist could not be had", "https://a: gone", "mnist_sample", "cannot be compared"):
         assert words in line
