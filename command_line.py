@@ -282,6 +282,7 @@ def value_of(text, kind):
         return text
     try:
         value = ast.literal_eval(text.title() if text in ("true", "false", "none") else text)
+        repr(value)  # which Python refuses of the longest integers
     except (ValueError, SyntaxError, TypeError):
         return text  # `problems` refuses it, and names the legal values
     return (value,) if kind is tuple and not isinstance(value, tuple) else value

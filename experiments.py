@@ -231,7 +231,9 @@ def report():
     """Write the README's tables of the runs in pretrained/, and their curves, again, from what is there alone."""
     results = read_released()
     tables = {"table 1": table_1(results, PAPER), "table 2": table_2(results, PAPER, SWITCHED)}
-    posterior_2d = comparison_table({f"{name}__seed0": results[f"{name}__seed0"] for name in POSTERIOR_2D})
+    runs_2d = [f"{name}__seed0" for name in POSTERIOR_2D]
+    leave([f"--report: {RELEASED / 'mnist' / run} is missing" for run in runs_2d if run not in results])
+    posterior_2d = comparison_table({run: results[run] for run in runs_2d})
     tables["posterior_2d"] = posterior_2d.partition("\n\n")[0]
     logs = {run: read_log(RELEASED / "mnist" / run, results[run]["epochs"]) for run in BY_SCHEDULE if run in results}
     missing = [run for run in BY_SCHEDULE if run not in logs]

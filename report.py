@@ -124,11 +124,11 @@ def comparison_table(results):
     results: {run: contents of results.json, with log_likelihoods [n]}. Raises ValueError where they were evaluated
     with different k, on another split or other images: their figures cannot stand side by side.
     """
-    ways = ("k_evaluation", "split", "dataset", "units")
+    ways = ("k_evaluation", "split", "dataset", "units", "evaluated")
     evaluations = {(len(r["log_likelihoods"]), *(r[name] for name in ways)) for r in results.values()}
     if len(evaluations) > 1:
         raise ValueError(f"runs evaluated in different ways: (images, {', '.join(ways)}) = {evaluations}")
-    n, k, split, dataset, units = evaluations.pop()
+    n, k, split, dataset, units, _ = evaluations.pop()
     title = f"NLL = -L_{k} in nats on {n:,} {split} images of {dataset}, ± standard error over the images"
     title += ", without the units that are not active" * (units == "active") + "; difference: "
     title += "paired, to the first run, on the same images and the same binarisation draw, ± its standard error."

@@ -22,7 +22,7 @@ RELEASED = Path(__file__).resolve().parent / "pretrained"
 SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
 PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # whose versions are recorded
 RESULTS = ("nll", "nll_standard_error", "elbo", "active_units", "train_seconds")  # what is read of results.json
-RESULTS += ("k", "objective", "dataset", "k_evaluation", "split", "digest")
+RESULTS += ("k", "objective", "dataset", "k_evaluation", "split", "images", "units", "evaluated", "epochs", "digest")
 LONGEST = 200  # characters in the name of a run: file systems take 255
 NET = ("features", "latent_units", "hidden_units", "likelihood")  # what weights have to fit
 SHOWN = 10  # validation images, with their reconstructions, and a fourth of the samples, in TensorBoard
@@ -94,8 +94,16 @@ def open_run(name, parameters, data):
     """The Run; leaves with the difference where its folder holds another, or none though none is to be trained."""
     wanted = [("batch", parameters.batch, "train"), ("images", parameters.images or 0, parameters.split)]
     there = {split: len(getattr(data, f"x_{split}")) for _, _, split in wanted}
-    lines = [(field, n, split) for field, n, split in wanted if n > there[split]]
-    leave([f"{field} = {n}: {data.name} has {there[split]} {split} images" for field, n, split in lines])
+    lines = [
+        f"{field} = {n}: {data.name} has {there[split]} {split} images"
+        for field, n, split in wanted
+        if n > there[split]
+    ]
+    features = data.x_train.shape[1]
+    if parameters.k * parameters.batch * features >= 2**31:
+        product = f"k = {parameters.k}, batch = {parameters.batch}, {features} features of {data.name}"
+        lines.append(f"{product}: the three multiplied must stay below 2147483648")
+    leave(lines)
     folder = Path(parameters.results_dir) / data.name / f"{name}__seed{parameters.seed}"
     if parameters.pretrained and not any((folder / name).exists() for name in ("model.weights.h5", "checkpoints")):
         take_released(folder)
@@ -151,14 +159,14 @@ def train_run(run):
     if (folder / "model.weights.h5").exists():
         print(f"{folder.name}: trained already")
         return tell_lost(folder, parameters, len(plan_epochs(parameters)))
+    write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     initial = folder / "initial.weights.h5"  # a copy: the run of `init_from` may change, or go
     if run.initial and not initial.exists():
-        save_weights(load_model(run.initial), initial)
-    write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
+        save_weights(load_model(run.initial, "run its own command again, or name another run by --init_from"), initial)
     shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
     if run.initial:
-        with reading(damaged(initial, f"delete {folder}")):
+        with reading(damaged(initial, "delete it, and the same command copies it again")):
             load_weights(model, initial)
     x_validation = binarize(data.x_validation, data.binarization, EVALUATION_SEED)
     validation_bound = mean_bound(model, x_validation, objective_of(parameters), parameters.k)
@@ -184,11 +192,14 @@ def evaluation_images(parameters, data):
     return binarize(getattr(data, f"x_{parameters.split}")[: parameters.images], data.binarization, EVALUATION_SEED)
 
 
-def load_model(folder):
+def load_model(folder, way_out=None):
     """The trained model of a folder; raises OSError where its file is damaged."""
     from models import load_run
 
-    way_out = "delete it, and the same command makes it of the last checkpoint"
+    if not way_out and (folder / "checkpoints").exists():
+        way_out = "delete it, and the same command makes it of the last checkpoint"
+    elif not way_out:  # it came from pretrained/
+        way_out = f"delete {folder}, and take it by --pretrained, or train it, again"
     with reading(damaged(folder / "model.weights.h5", way_out)):
         return load_run(folder)
 
@@ -217,7 +228,7 @@ def evaluate_run(run):
     if same and read_results(run.results):
         print(f"{run.label}: evaluated already")
     else:
-        write_results(run, model, x, {"versions": versions(), "evaluation": key})
+        write_results(run, model, x, {"versions": versions(), "evaluated": digest(x), "evaluation": key})
     shutil.rmtree(run.results / "evaluation", ignore_errors=True)
 
 
@@ -249,8 +260,14 @@ def write_results(run, model, x, of):
     }
     with whole_file(run.results / "log_likelihoods.npy") as partial:
         np.save(partial, log_likelihoods)
-        results["digest"] = digest(partial.read_bytes())
+        results = sealed(results, partial.read_bytes())
     write_text(run.results / "results.json", json.dumps(results, indent=2) + "\n")
+
+
+def sealed(results, likelihoods):
+    """Contents of results.json with a digest of all the others, and of the bytes of log_likelihoods.npy."""
+    said = {name: value for name, value in results.items() if name != "digest"}
+    return said | {"digest": digest(json.dumps(said).encode(), likelihoods)}
 
 
 def plot_run(run):
@@ -350,16 +367,18 @@ def read_json(place):
     """The contents of results.json. Raises OSError where it is damaged, as do those that follow."""
     with reading(damaged(place / "results.json", "delete it, and the same command evaluates again")):
         results = json.loads((place / "results.json").read_text())
-        return {"images": None, "units": "all"} | results | {field: results[field] for field in RESULTS}
+        return results | {field: results[field] for field in RESULTS}
 
 
 def read_results(place):
     """What an evaluation left: the contents of results.json, and log_likelihoods [n]."""
-    results, path = read_json(place), place / "log_likelihoods.npy"
-    with reading(damaged(path, "delete it, and the same command evaluates again")):
-        if digest(path.read_bytes()) != results["digest"]:
-            raise ValueError("it is not the one that results.json was written with")
-        return results | {"log_likelihoods": np.load(path)}
+    results, path, way_out = read_json(place), place / "log_likelihoods.npy", "the same command evaluates again"
+    with reading(damaged(path, f"delete it, and {way_out}")):
+        likelihoods, data = np.load(path), path.read_bytes()
+    with reading(damaged(f"{place / 'results.json'} or {path}", f"delete both, and {way_out}")):
+        if sealed(results, data) != results:
+            raise ValueError("they are not what was written together")
+    return results | {"log_likelihoods": likelihoods}
 
 
 def read_released():

@@ -145,6 +145,7 @@ def test_nothing_asked():
         ("iwae --zzzzzz=3", r"'--zzzzzz=3'; legal are --list"),
         ("iwae --k", r"k = '': must be an integer"),
         ("iwae --k -1e5", r"k = -100000.0: must be an integer"),
+        (f"iwae --k 0x{5000 * 'f'}", r"k = '0xf+': must be an integer"),
         ("iwae --datasets_dir", r"datasets_dir = '': must be None or a folder"),
         ("--list iwae", r"--list stands alone: it runs nothing$"),
         ("--list --k 3", r"--list stands alone"),
@@ -694,6 +695,14 @@ def test_more_images_than_there_are_are_refused(monkeypatch, tmp_path, names, fi
     line = leaves(experiments.main, [*names.split(), *options, "--results_dir", str(tmp_path)])
     expected = f"{field} = 41: tiny has 40 {split} images" if field else "batch = 100: tiny has 40 train images"
     assert line == f"experiments.py: {expected}" and not any(tmp_path.iterdir())
+
+
+def test_what_is_too_large_for_32_bits_is_refused_with_what_else_is_too_large(monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "load_dataset", lambda *_, **__: tiny_dataset(n=40))
+    options = ["--batch", "41", "--k", "2000000000", "--results_dir", str(tmp_path)]
+    few, large = leaves(experiments.main, ["iwae", *options]).splitlines()
+    assert few == "experiments.py: batch = 41: tiny has 40 train images"
+    assert re.fullmatch(r".*: k = 2000000000, batch = 41, \d+ features of tiny: .* must stay below 2147483648", large)
 
 
 def test_a_folder_that_changes_before_its_lock_is_checked_again(monkeypatch, tmp_path):

@@ -384,10 +384,16 @@ def test_a_run_that_started_from_anothers_weights_does_not_need_them_any_more(ru
     good = damaged.read_bytes()
     damaged.write_bytes(good[:3000])
     options = ("vae", "--init_from", str(first), "--batch", "60")
-    with pytest.raises(OSError, match="model.weights.h5 is damaged"):
+    with pytest.raises(OSError, match="model.weights.h5 is damaged .* run its own command again, or name another"):
         run(tmp_path / "results", *options, *TRAIN_ALONE)
     damaged.write_bytes(good)
     (folder,) = run(tmp_path / "results", *options, *TRAIN_ALONE)
+    (folder / "model.weights.h5").unlink()
+    (folder / "initial.weights.h5").write_bytes(good[:3000])
+    with pytest.raises(OSError, match="initial.weights.h5 is damaged .* delete it, and the same command copies it"):
+        run(tmp_path / "results", *options, *TRAIN_ALONE)
+    (folder / "initial.weights.h5").unlink()
+    run(tmp_path / "results", *options, *TRAIN_ALONE)
     shutil.rmtree(first)
     run(tmp_path / "results", *options, *NO_PLOT)
     undisturbed = weights(folder)

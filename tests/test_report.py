@@ -16,7 +16,6 @@ from datasets_download import binarize, load_dataset
 from docs.release import release
 from experiments import PAPER, SWITCHED
 from report import BEST, EVALUATIONS, rewritten, schedules_figure, table_1, table_2
-from run_folder import digest
 
 RELEASED_RUNS = sorted(path.parent for path in runs.RELEASED.glob("*/*/model.weights.h5"))
 REPORT = """
@@ -34,7 +33,8 @@ def evaluated(folder, nll, active=(22,), **fields):
     np.save(folder / "log_likelihoods.npy", log_likelihoods)
     results = {"nll": nll, "nll_standard_error": 0.25, "elbo": -100.0, "active_units": active, "train_seconds": 600.0}
     results |= {"k": 5, "objective": "iwae", "dataset": "mnist", "k_evaluation": 5000, "split": "test"}
-    results |= fields | {"digest": digest((folder / "log_likelihoods.npy").read_bytes())}
+    results |= {"images": None, "units": "all", "evaluated": "test", "epochs": 130} | fields
+    results = runs.sealed(results, (folder / "log_likelihoods.npy").read_bytes())
     (folder / "results.json").write_text(json.dumps(results))
 
 
@@ -115,6 +115,9 @@ def test_report_shows_the_schedules_when_all_are_released(tmp_path, monkeypatch)
     experiments.main(["--report"])
     assert "](docs/schedules.png)" in experiments.README.read_text()
     assert (tmp_path / "docs" / "schedules.png").read_bytes().startswith(b"\x89PNG")
+    shutil.rmtree(released / "mnist" / "vae_2d_k5__seed0")
+    with pytest.raises(SystemExit, match="--report: .*vae_2d_k5__seed0 is missing"):
+        experiments.main(["--report"])
 
 
 def test_only_what_lies_between_markers_is_rewritten():
