@@ -161,10 +161,12 @@ def cluster():
         config, device = json.loads(text), "/job:{type}/replica:0/task:{index}"
         jobs = [(job, config["cluster"].get(job, [])) for job in ("chief", "worker")]
         workers = {
-            device.format(type=job, index=index): re.fullmatch(r"\S+:\d+", address)[0]
+            device.format(type=job, index=index): re.fullmatch(r"\S+:\d{1,5}", address)[0]
             for job, addresses in jobs
             for index, address in enumerate(addresses)
         }
+        if not all(0 < int(address.rpartition(":")[2]) < 2**16 for address in workers.values()):
+            raise ValueError("ports go from 1 to 65535")
         return workers, list(workers).index(device.format(**config["task"]))
 
 
@@ -252,7 +254,7 @@ def parse(arguments, kind, description):
     parser.add_argument("names", nargs="*", metavar="NAME", help="named runs, or objectives to train PARAMETERS with")
     for option, text in ALONE.items():
         parser.add_argument(f"--{option}", action="store_true", help=text)
-    parser.add_argument("--shard", default="1/1", metavar="i/n", help="the i-th of n parts of the runs")
+    parser.add_argument("--shard", nargs="?", const="", metavar="i/n", help="the i-th of n parts of the runs")
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     for field in fields:
         alone = "true" if field in SWITCHES else ""  # without a value: `problems` refuses what is empty
@@ -266,9 +268,9 @@ def parse(arguments, kind, description):
     names = [word for word in overrides.pop("names") + rest if word not in strange + values]
     alone, shard = [option for option in ALONE if overrides.pop(option)], overrides.pop("shard")
     wrong = [unknown("option", word, legal) for word in strange]
-    if alone and (names or overrides or alone[1:]):
+    if alone and (names or overrides or alone[1:] or shard is not None):
         wrong.append(f"--{alone[0]} stands alone: it runs nothing")
-    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", shard)
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", "1/1" if shard is None else shard)
     i, n = map(int, found.groups()) if found else (1, 0)
     if i > n:
         wrong.append(f"--shard {shard}: must be i/n, with i from 1 to n, such as 1/3")

@@ -12,8 +12,10 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -25,9 +27,11 @@ from tensorflow.python.eager import context
 from command_line import cluster, is_first, strategy_kind
 from run_folder import digest, reading
 
-SECONDS_TO_START = 300  # for all workers to come
+SECONDS_TO_COME = 300  # from the first worker to the last
 SECONDS_TO_ANSWER = 8  # a worker that has not answered twice is lost
 SECONDS_BETWEEN_CHECKS = 5
+LOST = ("Unavailable", "Aborted", "Cancelled", "DeadlineExceeded", "Internal")  # what a worker gone looks like
+LOST = tuple(getattr(tf.errors, f"{name}Error") for name in LOST)
 NOT_COPIED = ("tensorboard", "figures", ".lock")  # of a run's folder: what says nothing about how it goes on
 
 
@@ -98,24 +102,56 @@ def everyone(number):
     return [int(answer) for answer in on_replicas(tf.identity, np.full(replicas, number, np.int64))]
 
 
-@contextlib.contextmanager
-def open_strategy(parameters):
-    """The strategy of a run, TensorFlow's default one for a single device; other workers are watched until the end.
+def meet(workers, index):
+    """Wait until every other worker is there, which then listens at its address: TensorFlow would wait deaf and dumb.
 
-    Leaves where the batch does not split between the replicas there are; ends the process where a worker is lost.
+    workers, index: of `cluster`. Leaves where one does not come, and where this one cannot listen at its own address.
+    """
+    places = [address.rpartition(":") for address in workers.values()]
+    away = {(host.strip("[]"), int(port)) for i, (host, _, port) in enumerate(places) if i != index}
+    dual = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    with reading("TF_CONFIG: this worker cannot listen; way out: free ports of these machines"):
+        server = socket.create_server(("", int(places[index][2])), **dual)
+    with server:
+        end = time.monotonic() + SECONDS_TO_COME
+        told = False
+        while away:
+            for place in list(away):
+                with contextlib.suppress(OSError), socket.create_connection(place, timeout=1):
+                    away.remove(place)
+            names = ", ".join(f"{host}:{port}" for host, port in sorted(away))
+            if away and time.monotonic() > end:
+                way_out = "start the same command on every machine that TF_CONFIG names, with its own index"
+                sys.exit(f"experiments.py: the workers at {names} did not come in {SECONDS_TO_COME} s: {way_out}")
+            if away and not told:
+                print(f"waiting for the workers at {names}, {SECONDS_TO_COME} s at most", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(0.2 if away else 1)  # in that second the last ones see that all are there
+
+
+@contextlib.contextmanager
+def default_signals():
+    """While open, Ctrl-C and SIGTERM end the process at once, though TensorFlow be deaf to Python."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def open_strategy(parameters, *others):
+    """The strategy of runs, TensorFlow's default one for a single device; other workers are watched until the end.
+
+    Leaves where a batch does not split between the replicas there are; ends the process where a worker is lost.
     """
     kind, finished = strategy_kind(parameters), threading.Event()
     if kind == "multi_worker":
-        late = threading.Timer(SECONDS_TO_START, stop, [f"not all workers came within {SECONDS_TO_START} s"])
-        late.daemon = True
-        late.start()
-        with reading(
-            "TF_CONFIG: its workers do not come together; way out: addresses and free ports of these machines"
-        ):
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        late.cancel()
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # TensorFlow has put its own in its place
         workers, index = cluster()
+        meet(workers, index)
+        with reading("TF_CONFIG: its workers do not come together"), default_signals():
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
         for name in [name for i, name in enumerate(workers) if i != index]:
             threading.Thread(target=watch, args=[name, workers[name], finished], daemon=True).start()
     elif kind == "mirrored":
@@ -123,10 +159,10 @@ def open_strategy(parameters):
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
     else:
         strategy = tf.distribute.get_strategy()
-    if parameters.batch % strategy.num_replicas_in_sync:
-        sys.exit(
-            f"experiments.py: batch = {parameters.batch}: {strategy.num_replicas_in_sync} replicas do not divide it"
-        )
+    replicas = strategy.num_replicas_in_sync
+    for batch in {run.batch for run in (parameters, *others)}:
+        if batch % replicas:
+            sys.exit(f"experiments.py: batch = {batch}: {replicas} replicas do not divide it")
     try:
         yield strategy
         with strategy.scope():
@@ -135,9 +171,10 @@ def open_strategy(parameters):
             with contextlib.suppress(tf.errors.OpError):
                 everyone(0)  # which none does before all have passed the first
     except (tf.errors.OpError, OSError) as error:
-        from_others = kind == "multi_worker" and isinstance(error.__cause__ or error, tf.errors.OpError)
-        time.sleep(4 * (SECONDS_BETWEEN_CHECKS + SECONDS_TO_ANSWER) if from_others else 0)
-        raise  # unless meanwhile `watch` has found that a worker is lost, and which
+        if kind != "multi_worker" or not isinstance(reason := error.__cause__ or error, LOST):
+            raise
+        time.sleep(4 * (SECONDS_BETWEEN_CHECKS + SECONDS_TO_ANSWER))  # `watch` may find who is lost
+        stop(f"the workers lost each other ({type(reason).__name__}: {textwrap.shorten(str(reason), 200)})")
     finally:
         finished.set()
 
@@ -182,6 +219,7 @@ def own_folder(run, settings):
     settings: see `runs.settings`. Begins when all have theirs. Leaves where they differ in what they were asked for, in
     versions, or see other files.
     """
+    remove_copies_left()
     if strategy_kind(run.parameters) != "multi_worker":
         yield run
         return
@@ -195,7 +233,6 @@ def own_folder(run, settings):
     with contextlib.ExitStack() as places:
         ours = run
         if not is_first(run.parameters):
-            remove_copies_left()
             place = places.enter_context(tempfile.TemporaryDirectory(prefix=f"iwae.{os.getpid()}."))
             ours = run._replace(folder=Path(place, *run.folder.parts[-2:]))
             ours = ours._replace(results=ours.folder / run.results.relative_to(run.folder))

@@ -276,7 +276,7 @@ def perform(runs, compared):
     from distributed import open_strategy, own_folder
 
     first = is_first(runs[0].parameters)
-    with open_strategy(runs[0].parameters) as strategy:
+    with open_strategy(*(run.parameters for run in runs)) as strategy:
         for run in runs:
             with strategy.scope(), own_folder(run, settings(run.parameters, run.data)) as ours:
                 if run.parameters.train and not run.parameters.pretrained:

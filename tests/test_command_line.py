@@ -149,6 +149,8 @@ def test_nothing_asked():
         ("iwae --datasets_dir", r"datasets_dir = '': must be None or a folder"),
         ("--list iwae", r"--list stands alone: it runs nothing$"),
         ("--list --k 3", r"--list stands alone"),
+        ("--list --shard 1/3", r"--list stands alone"),
+        ("iwae --shard", r"--shard : must be i/n, with i from 1 to n, such as 1/3"),
         ("--report --list", r"--list stands alone"),
         ("--report iwae", r"--report stands alone"),
     ],

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import socket
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,7 @@ REFUSED = [
     ("{", 0, {}, "TF_CONFIG = {: must be as "),
     (config(2, 2), 0, {}, f"must be as {TF_CONFIG} (ValueError: "),
     (config(1, cluster={"worker": ["host"]}), 0, {}, f"must be as {TF_CONFIG} (TypeError: "),
+    (config(1, cluster={"worker": ["host:99999"]}), 0, {}, "(ValueError: ports go from 1 to 65535)"),
     (config(1, cluster=[]), 0, {}, f"must be as {TF_CONFIG} (AttributeError: "),
 ]
 
@@ -190,13 +192,18 @@ def worker(arguments, environment, output):
     test_faults.child(arguments, None, 0, output)
 
 
-def start(context, n, arguments):
-    """n workers, [(process, pipe of what it says)]."""
+def free_places(n):
+    """Addresses at which nobody listens."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
     places = [f"127.0.0.1:{place.getsockname()[1]}" for place in sockets]
     for place in sockets:
         place.close()
-    started = []
+    return places
+
+
+def start(context, n, arguments):
+    """n workers, [(process, pipe of what it says)]."""
+    places, started = free_places(n), []
     for index in range(n):
         said, output = context.Pipe(duplex=False)
         environment = {"TF_CONFIG": config(n, index, cluster={"worker": places})} if n > 1 else {}
@@ -205,6 +212,29 @@ def start(context, n, arguments):
         output.close()
         started.append((process, said))
     return started
+
+
+def test_workers_meet_and_those_that_do_not_come_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "SECONDS_TO_COME", 1)
+    places = dict(enumerate(sorted(free_places(3))))  # in the order in which they are told
+    with pytest.raises(
+        SystemExit, match=f"the workers at {places[0]}, {places[2]} did not come in 1 s: start the same"
+    ):
+        distributed.meet(places, 1)
+    assert "waiting for the workers at" in capsys.readouterr().err
+    threads = [threading.Thread(target=distributed.meet, args=[places, index]) for index in places]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in threads) and "did not come" not in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_told(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        places = {0: f"127.0.0.1:{server.getsockname()[1]}"}
+        with pytest.raises(OSError, match="this worker cannot listen; way out: free ports .*in use"):
+            distributed.meet(places, 0)
 
 
 def end(started):

@@ -124,6 +124,7 @@ def results(values, k=500, **changes):
         "k_evaluation": k,
         "split": "test",
         "units": "all",
+        "evaluated": "digest",
         "dataset": "mnist",
         "log_likelihoods": np.array(values),
         "objective": "vae",
@@ -140,7 +141,15 @@ def test_comparison_table_shows_the_paired_difference():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"k": 50}, {"split": "train"}, {"values": [-1.0]}, {"dataset": "omniglot"}, {"units": "active"}]
+    "changes",
+    [
+        {"k": 50},
+        {"split": "train"},
+        {"values": [-1.0]},
+        {"dataset": "omniglot"},
+        {"units": "active"},
+        {"evaluated": "others"},
+    ],
 )
 def test_runs_evaluated_differently_are_not_compared(changes):
     with pytest.raises(ValueError, match="different ways"):
