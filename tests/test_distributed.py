@@ -137,7 +137,7 @@ def mirrored(strategies, fields, place, answers):
 ONE = {"latent_units": (3,), "hidden_units": ((8,),)}
 TWO = {"latent_units": (4, 2), "hidden_units": ((8, 8), (6,))}
 REST = {"optimizer": "muon", "ema": 0.9, "clip_norm": 1.0, "backward_samples": 8}
-OFTEN, SELDOM = ONE | {"k": 50}, [ONE | {"k": 50} | REST, ONE | {"k": 1}, TWO | {"k": 1}, TWO | {"k": 50}]
+CASES = [net | {"k": k} for net in (ONE, TWO) for k in (1, 50)] + [ONE | {"k": 50} | REST]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,8 @@ def answer(context, fields, place, strategies=("none", "mirrored")):
     return received
 
 
-@pytest.mark.parametrize("fields", [OFTEN, *(pytest.param(fields, marks=pytest.mark.slow) for fields in SELDOM)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", CASES)
 def test_two_devices_train_as_one(context, tmp_path, fields):
     (weights, bounds), (others, other_bounds) = answer(context, fields, tmp_path)
     for a, b in zip(weights, others, strict=True):
