@@ -30,8 +30,13 @@ from run_folder import digest, reading
 SECONDS_TO_COME = 300  # from the first worker to the last
 SECONDS_TO_ANSWER = 8  # a worker that has not answered twice is lost
 SECONDS_BETWEEN_CHECKS = 5
-LOST = ("Unavailable", "Aborted", "Cancelled", "DeadlineExceeded", "Internal")  # what a worker gone looks like
-LOST = tuple(getattr(tf.errors, f"{name}Error") for name in LOST)
+LOST = (  # what a worker that is gone looks like to the others
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
 NOT_COPIED = ("tensorboard", "figures", ".lock")  # of a run's folder: what says nothing about how it goes on
 
 
@@ -113,8 +118,7 @@ def meet(workers, index):
     with reading("TF_CONFIG: this worker cannot listen; way out: free ports of these machines"):
         server = socket.create_server(("", int(places[index][2])), **dual)
     with server:
-        end = time.monotonic() + SECONDS_TO_COME
-        told = False
+        end, told = time.monotonic() + SECONDS_TO_COME, False
         while away:
             for place in list(away):
                 with contextlib.suppress(OSError), socket.create_connection(place, timeout=1):
@@ -131,7 +135,7 @@ def meet(workers, index):
 
 @contextlib.contextmanager
 def default_signals():
-    """While open, Ctrl-C and SIGTERM end the process at once, though TensorFlow be deaf to Python."""
+    """While open, Ctrl-C and SIGTERM end the process at once, though TensorFlow be deaf; it changes SIGTERM's, too."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

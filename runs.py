@@ -92,12 +92,10 @@ class Run(NamedTuple):
 
 def open_run(name, parameters, data):
     """The Run; leaves with the difference where its folder holds another, or none though none is to be trained."""
-    wanted = [("batch", parameters.batch, "train"), ("images", parameters.images or 0, parameters.split)]
-    there = {split: len(getattr(data, f"x_{split}")) for _, _, split in wanted}
     lines = [
-        f"{field} = {n}: {data.name} has {there[split]} {split} images"
-        for field, n, split in wanted
-        if n > there[split]
+        f"{field} = {asked}: {data.name} has {n} {split} images"
+        for field, split in (("batch", "train"), ("images", parameters.split))
+        if (asked := getattr(parameters, field) or 0) > (n := len(getattr(data, f"x_{split}")))
     ]
     features = data.x_train.shape[1]
     if parameters.k * parameters.batch * features >= 2**31:

@@ -327,11 +327,10 @@ def not_finite(model, x_train, parameters, epoch, inputs, step):
         for variable, gradient in zip(model.phi + model.theta, ascent, strict=True)
         if not np.isfinite(gradient).all()
     ]
-    if not layers and len(images):
-        layers = ["no layer"]
     if not layers:
         largest = max(np.abs(gradient).max() for gradient in ascent)
-        layers = [f"no layer, but its largest value, {largest:.1e}, overflows the optimizer or clip_norm"]
+        overflow = f", but its largest value, {largest:.1e}, overflows the optimizer or clip_norm"
+        layers = [f"no layer{overflow * (not len(images))}"]
     return diverged(
         f"epoch {epoch.number}, step {step}, learning rate {rates[step]:.3g}: "
         f"the bound of training images {images.tolist() or 'none'} of {order[step].tolist()}; "
