@@ -45,7 +45,7 @@ def test_squared_length_is_unbiased():
     assert np.sum(draws.mean(axis=0) ** 2, axis=-1)[0] > 0.8  # the control: the plain square is nothing but noise
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_gradient_moments_are_those_of_the_training_gradients(small_net, x_small, layers, uncompiled):
     """Against numpy, image by image and estimator by estimator, of the very gradients that training takes."""
     model, x, targets, n = small_net(layers), x_small[:2], np.array([0, 1, 1]), 4
@@ -99,6 +99,7 @@ def test_bias_of_stl_alone_and_signal_to_noise_that_falls_for_iwae_alone(small_n
     assert falls[0] < 0.5 and falls[2] > 0.8  # found: 0.36 and 1.11
 
 
+@pytest.mark.slow
 def test_diagnostic_arrays_feed_every_diagnostic_plot(small_net, x_small, monkeypatch, uncompiled):
     sizes = {"WEIGHT_KS": (2, 4), "WEIGHT_IMAGES": 7, "GRADIENT_KS": (2, 4), "GRADIENT_IMAGES": 3, "REPLICATES": 4}
     for name, value in sizes.items():

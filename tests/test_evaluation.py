@@ -20,7 +20,7 @@ def log_weights(model, x, k, seed):
     return compiled(tf.constant(x), k, tf.constant(seed)).numpy().astype(float)
 
 
-@pytest.mark.parametrize("layers, k", [(1, 1), (1, 10), (2, 4)])
+@pytest.mark.parametrize("layers, k", [(1, 1), (1, 10), pytest.param(2, 4, marks=pytest.mark.slow)])
 def test_streaming_bounds_equal_one_log_mean_exp(small_net, x_small, monkeypatch, layers, k):
     """k that the chunks of 4 samples do not divide: no sample is dropped or counted twice."""
     monkeypatch.setattr(evaluation, "SAMPLES_AT_ONCE", 4)
@@ -48,10 +48,10 @@ def test_grey_bytes_are_refused(small_net):
 
 @pytest.mark.parametrize("layers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_bounds_rise_with_k(small_net, x_small, layers):
-    """Pitfall: slicing the batch in place of the samples. L_1 <= L_64 <= L_5000, each step beyond 5 standard errors."""
+    """Pitfall: slicing the batch in place of the samples. L_1 <= L_64 <= L_1000, each step beyond 5 standard errors."""
     model, x_small = small_net(layers), np.repeat(x_small, 20, axis=0)
     model.encoder[0].log_std.bias.assign_add(tf.ones(4))  # a poor q: with a good one the bounds lie close together
-    values = [log_likelihood(model, x_small, k, seed=1) for k in (1, 64, 5000)]
+    values = [log_likelihood(model, x_small, k, seed=1) for k in (1, 64, 1000)]
     for lower, higher in zip(values[:-1], values[1:], strict=True):
         difference, error = paired_difference(higher, lower)
         assert difference > 5 * error
@@ -68,7 +68,7 @@ def test_likelihood_is_reproducible_and_its_noise_small(small_net, x_small):
     assert abs(first.mean() - other.mean()) < 0.05
 
 
-@pytest.mark.parametrize("objective", [OBJECTIVES["vae"], OBJECTIVES["iwae"], build_objective("vr", alpha=0.5)])
+@pytest.mark.parametrize("objective", [OBJECTIVES["iwae"], build_objective("vr", alpha=0.5)])
 def test_mean_bound_follows_the_model(small_net, x_small, objective):
     model, k = small_net(), 3
     bound = mean_bound(model, x_small, objective, k, seed=4)

@@ -266,12 +266,11 @@ def test_second_call_trains_nothing(run, comparison, iwae, monkeypatch, capsys):
     """Nor does it write a model or a checkpoint; evaluated again, the results are the same."""
     before, results = contents(comparison), results_of(iwae)
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
-    run(comparison.parent, *NO_PLOT)
+    run(comparison.parent, "iwae", *NO_PLOT)
     assert "trained already" in capsys.readouterr().out
     after = contents(comparison)
     assert set(after) == set(before)
-    changed = {path.name for path in before if after[path] != before[path]}
-    assert changed <= {"results.json", "comparison.md"} | {path.name for path in before if path.suffix == ".png"}
+    assert {path.name for path in before if after[path] != before[path]} <= {"results.json"}
     again = results_of(iwae)
     for timing in ("train_seconds",):
         results.pop(timing), again.pop(timing)
@@ -288,6 +287,7 @@ def alone(run, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_each_step_alone(run, alone, iwae, monkeypatch):
     place = alone.parents[1]
     assert not (alone / "results.json").exists() and not (alone / "figures").exists()
@@ -366,8 +366,9 @@ def test_training_starts_from_the_weights_of_another_run(run, alone, tmp_path, m
     monkeypatch.setitem(schedules.SCHEDULES, "quick", [schedules.Stage(2, 0.0, 0.0)])
     monkeypatch.setattr(runs, "RELEASED", alone.parents[1])
     first = alone.name.removesuffix("__seed0") if by_name else str(alone)
-    (folder,) = run(tmp_path, "vae", "--init_from", first, *TRAIN_ALONE)
-    assert folder.name == f"vae{NAME}".replace("__seed0", f"__init_from{Path(first).name}__seed0")
+    (folder,) = run(tmp_path, "vae", "--init_from", first, "--batch", "60", *TRAIN_ALONE)
+    name = f"vae{NAME}".replace("batch10", "batch60").replace("__seed0", f"__init_from{Path(first).name}__seed0")
+    assert folder.name == name
     for ours, theirs in zip(load_run(folder).get_weights(), load_run(alone).get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -437,6 +438,7 @@ def test_same_seed_same_run(alone, iwae):
     same_training(alone, iwae)
 
 
+@pytest.mark.slow
 def test_other_seed_other_run(run, tmp_path, iwae, uncompiled):
     (folder,) = run(tmp_path, "iwae", "--seed", "1", *TRAIN_ALONE)
     assert folder.name == iwae.name.replace("seed0", "seed1")
@@ -701,6 +703,7 @@ def test_unreachable_mnist_goes_on_with_the_sample(run, tiny, tmp_path, monkeypa
     assert (tmp_path / "mnist_sample" / "comparison.md").read_text().startswith("# Runs on mnist_sample")
 
 
+@pytest.mark.slow
 def test_program_is_quiet(tiny, tmp_path):
     """The command itself: exit status 0, no line of TensorFlow's about CUDA or oneDNN, nothing but the bar."""
     environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}

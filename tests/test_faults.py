@@ -255,12 +255,9 @@ def check_fault(fault, status, said):
             assert re.search(r"stopped; to go on where it was: python \S*experiments.py iwae --k 2 .*", lines[0])
 
 
-SOME = ["in_stretch", "in_checkpoint"]
-
-
-@pytest.mark.parametrize("faults", [SOME, pytest.param([*FAULTS], marks=pytest.mark.slow)], ids=["some", "every"])
-def test_one_run_through_fault_after_fault(start, whole, tmp_path, faults):
-    go_through(faults, start, whole, tmp_path)
+@pytest.mark.slow
+def test_one_run_through_fault_after_fault(start, whole, tmp_path):
+    go_through([*FAULTS], start, whole, tmp_path)
 
 
 @pytest.mark.slow
