@@ -143,7 +143,7 @@ def run_named(name, **others):
 
 NAMED_RUNS = {name: run_named(name, schedule="paper", k_evaluation=5000) for name in PAPER}
 # The paper's cells, and dreg, by 130 passes in place of 3280.
-FAST = {"schedule": "fast", "optimizer": "muon", "batch": 100, "epsilon": 1e-8, "ema": 0.997, "k_evaluation": 5000}
+FAST = {"schedule": "fast", "optimizer": "muon", "batch": 400, "epsilon": 1e-8, "ema": 0.997, "k_evaluation": 5000}
 NAMED_RUNS |= {
     f"{name}_fast": run_named(name, backward_samples=16 if name.endswith("k50") else None, **FAST)
     for name in (*PAPER, "dreg_l1_k5", "dreg_l1_k50", "dreg_l2_k5", "dreg_l2_k50")

@@ -452,7 +452,7 @@ def test_table_2():
         run = NAMED_RUNS[f"{name}_fast"]
         assert replace(run, schedule="fast", init_from=None) == NAMED_RUNS[f"{then}_fast"]
         assert (run.schedule, run.init_from) == ("switch", f"{first}_fast")
-        assert plan_epochs(run)[0].rate_from == 0.00115 and len(plan_epochs(run)) == 60
+        assert plan_epochs(run)[0].rate_from == 0.0046 and len(plan_epochs(run)) == 60
     assert [name for name, _ in resolve(["vae_to_iwae_fast"], {"seed": 1})] == ["vae_to_iwae_fast"]
 
 
@@ -695,7 +695,7 @@ def test_more_images_than_there_are_are_refused(monkeypatch, tmp_path, names, fi
     monkeypatch.setattr(runs, "load_dataset", lambda *_, **__: tiny_dataset(n=40))
     options = [f"--{field}", "41"] if field else []
     line = leaves(experiments.main, [*names.split(), *options, "--results_dir", str(tmp_path)])
-    expected = f"{field} = 41: tiny has 40 {split} images" if field else "batch = 100: tiny has 40 train images"
+    expected = f"{field} = 41: tiny has 40 {split} images" if field else "batch = 400: tiny has 40 train images"
     assert line == f"experiments.py: {expected}" and not any(tmp_path.iterdir())
 
 
