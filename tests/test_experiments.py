@@ -662,6 +662,7 @@ def test_a_released_run_is_taken_in_place_of_training(run, alone, tmp_path, monk
     assert run(tmp_path, "iwae", *NO_PLOT) == [folder]
 
 
+@pytest.mark.slow
 def test_no_evaluation_replaces_another(run, alone, tmp_path, uncompiled):
     """The first lies in the run's folder; with other images or another k it has a folder of its own, and figures."""
     evaluated = shutil.ignore_patterns("results.json", "log_likelihoods.npy", "figures")

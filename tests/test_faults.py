@@ -566,7 +566,9 @@ def test_other_weights_are_not_taken_for_the_runs(finished):
         runs.load_model(finished)
 
 
-@pytest.mark.parametrize("damage", [*DAMAGE, "gone"])
+@pytest.mark.parametrize(
+    "damage", ["gone", *(pytest.param(d, marks=[pytest.mark.slow] * (d != "half")) for d in DAMAGE)]
+)
 def test_a_damaged_log_is_written_again_from_the_checkpoint(
     small_net, x_small, tmp_path, monkeypatch, damage, uncompiled
 ):
@@ -736,6 +738,7 @@ def test_clipped_gradient_has_the_norm_asked_for(small_net, x_small, tmp_path, m
     assert cosine > 0.999
 
 
+@pytest.mark.slow
 def test_a_step_taken_again_is_the_same_step(small_net, x_small):
     """The same binarisation and samples as inside the compiled loop: other draws would be off by far more."""
     model, parameters = small_net(layers=2), replace(Parameters(), batch=10, k=2, binarization="stochastic")

@@ -524,11 +524,8 @@ def test_labels_of_lines_do_not_overlap(name):
 
 
 UNUSUAL = {
-    "one epoch": {"epochs": 1},
-    "no labels": {"classes": 0},
-    "rows of pixels": {"image_shape": (1, 10)},
-    "columns of pixels": {"image_shape": (10, 1)},
-    "two layers": {"layers": 2},
+    "one epoch, no labels, rows of pixels": {"epochs": 1, "classes": 0, "image_shape": (1, 10)},
+    "two layers, columns of pixels": {"layers": 2, "image_shape": (10, 1)},
 }
 
 
@@ -594,10 +591,12 @@ print(dict(matplotlib.rcParams.copy()) == before, matplotlib.rcParams._get_backe
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_import_brings_neither_tensorflow_nor_pyplot(fresh_process):
     assert fresh_process[0] == "False False"
 
 
+@pytest.mark.slow
 def test_drawing_needs_no_display_opens_no_window_and_leaves_global_state(fresh_process):
     assert fresh_process[1:] == ["False False", "True True"]
 

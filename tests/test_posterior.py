@@ -154,6 +154,7 @@ def test_bound_curve_rises_to_the_streaming_bound(net, x_small, monkeypatch, unc
     assert curve[-1].mean() == pytest.approx(posterior.bounds(net, x_small[:20], 1000, seed=5)[0].mean(), abs=0.05)
 
 
+@pytest.mark.slow
 def test_any_net_has_samples_and_grids_are_for_two_units_alone(net, small_net, x_small, small_posteriors, uncompiled):
     labels = np.arange(60) % 10
     grids = posterior.posterior_arrays(net, x_small, x_small, labels)

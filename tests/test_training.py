@@ -209,6 +209,7 @@ def test_a_signal_during_the_last_checkpoint_stops_the_program(small_net, x_smal
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_weights_are_the_same_with_and_without_evaluation_plots_and_checkpoints(
     small_net, x_small, tmp_path, monkeypatch, uncompiled
 ):
