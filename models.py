@@ -80,8 +80,9 @@ class DataLayer(keras.layers.Layer):
         if self.likelihood == "bernoulli":
             # A third of the time of tfd.Bernoulli's two softplus terms, and exact for logits of any size.
             x = tf.broadcast_to(x, tf.shape(output))
-            losses = tf.nn.sigmoid_cross_entropy_with_logits(x, output)
-            return -tf.linalg.matvec(losses, tf.ones_like(output[0, 0]))  # their sum; XLA vectorises a product alone
+            cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(x, output)
+            ones = tf.ones(output.shape[-1:], output.dtype)
+            return -tf.linalg.matvec(cross_entropy, ones)  # their sum, which XLA takes longer for by reduce_sum
         return tf.reduce_sum(tfd.Normal(output, tf.exp(self.log_std)).log_prob(x), axis=-1)
 
     def expectation(self, z):
