@@ -181,11 +181,11 @@ def principal_components(z):
     return z[:, :2], z[:, :2].var(axis=0) / z.var(axis=0).sum()
 
 
-def posterior_draws(model, x, seed=0):
-    """What a decoder makes of each image by three choices of z, and a sample of the top layer.
+def reconstructions(model, x, seed=0):
+    """What a decoder makes of each image by three choices of z.
 
-    x: [n, features] as fed to the encoder. Returns four arrays: decoder means at the mean of q(z_1 | x), at a sample of
-    q, at one of K_RESAMPLING samples drawn by its importance weight, each [n, features]; z_L of a sample [n, units].
+    x: [n, features] as fed to the encoder. Returns three arrays [n, features]: decoder means at the mean of q(z_1 | x),
+    at a sample of q, at one of K_RESAMPLING samples drawn by its importance weight.
     """
 
     @tf.function(jit_compile=True)
@@ -196,9 +196,19 @@ def posterior_draws(model, x, seed=0):
         weights = normalized_weights(model.log_joint(images, z) - model.log_q_z_given_x(q, z))
         chosen = resample(weights, 1, random_uniform([tf.shape(images)[0]], uniform_seed))
         resampled = gather_samples(z[0], chosen)[0]
-        return model.decode(q.mean()), model.decode(z[0][0]), model.decode(resampled), z[-1][0]
+        return model.decode(q.mean()), model.decode(z[0][0]), model.decode(resampled)
 
     return map_images(draws, x, seed)
+
+
+def top_samples(model, x, seed=0):
+    """A sample of q(z_L | x) of each image, [n, units]. x: [n, features] as fed to the encoder."""
+
+    @tf.function(jit_compile=True)
+    def sample(images, seed):
+        return model.sample_posterior(model.encode(images), model.draw_noise(1, tf.shape(images)[0], seed))[-1][0]
+
+    return map_images(sample, x, seed)
 
 
 def shown_images(x, labels):
@@ -215,8 +225,8 @@ def figure_arrays(model, x_mean, x, labels=None, seed=0):
     x_mean: [n, features] grey test images; x: the same as fed to the encoder; labels: [n] integers or None.
     """
     shown = shown_images(x, labels)
-    by_mean, by_sample, by_resampling, _ = posterior_draws(model, x[shown], seed)
-    samples, explained = principal_components(posterior_draws(model, x, seed)[3])
+    by_mean, by_sample, by_resampling = reconstructions(model, x[shown], seed)
+    samples, explained = principal_components(top_samples(model, x, seed))
     arrays = {
         "x_mean": x_mean[shown],
         "x": x[shown],

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from scipy.special import logsumexp
+from scipy.stats import kstest
 
 import evaluation
 from evaluation import bounds, figure_arrays, log_likelihood, mean_bound, unit_variances
@@ -194,13 +195,22 @@ def test_resampled_reconstruction_prefers_heavy_samples(small_net, x_small):
     """Log p(x | z) of the resampled z is above that of a plain sample, beyond 5 standard errors over images."""
     model, x = small_net(), np.repeat(x_small, 20, axis=0)
     model.encoder[0].log_std.bias.assign_add(tf.ones(4))
-    _, by_sample, by_resampling, _ = evaluation.posterior_draws(model, x)
+    _, by_sample, by_resampling = evaluation.reconstructions(model, x)
 
     def log_p(mean):
         return np.log(np.where(x > 0.5, mean, 1 - mean)).sum(-1)
 
     difference, error = paired_difference(log_p(by_resampling), log_p(by_sample))
     assert difference > 5 * error
+
+
+@pytest.mark.parametrize("stretched", [1, pytest.param(1.1, marks=pytest.mark.xfail(strict=True))])
+def test_scattered_samples_are_of_q(small_net, x_small, stretched):
+    """Kolmogorov-Smirnov test of 8,000 standardised samples, error rate 1e-4; a tenth too wide, they must fail it."""
+    model, x = small_net(), np.repeat(x_small[:50], 40, axis=0)
+    q = model.encode(x).distribution
+    standardised = (evaluation.top_samples(model, x) - q.loc.numpy()) / q.scale.numpy()
+    assert kstest(stretched * standardised.ravel(), "norm").pvalue > 1e-4
 
 
 @pytest.mark.parametrize("n", [2, 6, 30])
