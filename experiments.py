@@ -108,8 +108,9 @@ PARAMETERS = Parameters(
 COMPARE = ("vae", "iwae")  # objectives to train PARAMETERS with, side by side
 # --------------------------------------------------------------------------------------------------------
 
-# Two cells by the paper's first five stages and by ours, whose curves the README shows.
-BY_SCHEDULE = [f"{cell}{how}__seed0" for cell in ("vae_l1_k1", "iwae_l1_k5") for how in ("__epochs121", "_fast")]
+# Cells by the paper's first five stages and by ours, whose curves the README shows.
+CURVES = ("vae_l1_k1", "iwae_l1_k5", "vae_l2_k1", "iwae_l2_k5")
+BY_SCHEDULE = [f"{cell}{how}__seed0" for cell in CURVES for how in ("__epochs121", "_fast")]
 README = Path(__file__).resolve().with_name("README.md")
 NETS = {"l1": ((50,), ((200, 200),)), "l2": ((100, 50), ((200, 200), (100, 100)))}  # latent_units, hidden_units
 NETS["2d"] = ((2,), ((200, 200),))  # not the paper's: a latent space to be seen as it is
