@@ -31,10 +31,14 @@ def columns_of(count):
 
 
 def panels_of(runs, title, caption, height, rows=1, **subplots):
-    """A Figure and its panels [run, rows]: runs side by side, each with `rows` panels of `height` inches."""
+    """A Figure and its panels [run, rows]: runs side by side, each with `rows` panels of `height` inches.
+
+    Names that take more lines than one make them higher: the layout would else take these lines from the caption's.
+    """
     columns = columns_of(len(runs))
     blocks = -(-len(runs) // columns)
-    figure = new_figure(title, caption, 0.6 + height * rows * blocks)
+    lines = max(panel_name(run, len(runs)).count("\n") for run in runs)
+    figure = new_figure(title, caption, 0.6 + (height + 0.2 * lines) * rows * blocks)
     grid = figure.subplots(blocks * rows, columns, squeeze=False, **subplots)
     panels = grid.reshape(blocks, rows, columns).swapaxes(1, 2).reshape(-1, rows)
     for axes in panels[len(runs) :].flat:
@@ -48,14 +52,26 @@ def broken(run, width):
 
 
 def legend_label(run, numbers):
-    """A run's name and what is to be said of it, in two lines where one would be too long."""
-    return run + (": " if len(run) < 40 else ":\n") + numbers
+    """A run's name and what is to be said of it, in as many lines as they need."""
+    return broken(run, 95) + (": " if len(run) < 45 else ":\n") + numbers
+
+
+def legend_above(axes):
+    """A legend above a panel, for whose lines the figure grows: the panel keeps its height."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=SMALL, borderaxespad=0.2)
+    lines = "\n".join(axes.get_legend_handles_labels()[1]).count("\n") + 1
+    axes.figure.set_figheight(axes.figure.get_figheight() + 0.2 * lines)
+
+
+def panel_name(run, count):
+    """The run's name, broken where its parts meet if `count` panels leave no room for it."""
+    return broken(run, 90 // columns_of(count))
 
 
 def name_panel(axes, run, count, text=""):
-    """The run's name above its panel, broken where its parts meet if `count` panels leave no room for it."""
-    name = broken(run, 90 // columns_of(count))
-    axes.set_title(f"{name}\n{text}".strip(), loc="left", fontsize=TEXT)
+    """The run's name above its panel, and a text below it; smaller where the name takes several lines."""
+    name = panel_name(run, count)
+    axes.set_title(f"{name}\n{text}".strip(), loc="left", fontsize=SMALL if "\n" in name else TEXT)
 
 
 def name_row(row, run, titles):

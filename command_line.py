@@ -116,6 +116,8 @@ def problems(p):
 def inconsistencies(p, legal):
     """What is wrong between values that are each legal by itself, a line each. legal: a function of fields' names."""
     found = []
+    if legal("dataset") and p.dataset not in DATASETS and (name := Path(p.dataset).stem) in DATASETS:
+        found.append(f"dataset = {p.dataset!r}: the name of a data set's results: rename the file, or --dataset {name}")
     if legal("latent_units", "hidden_units") and len(p.latent_units) != len(p.hidden_units):
         found.append(f"latent_units = {p.latent_units}, hidden_units = {p.hidden_units}: must be of equal length")
     for name in filter(partial(legal, "objective"), ("beta", "groups", "alpha")):

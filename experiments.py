@@ -55,7 +55,7 @@ class Parameters:
     dataset: str = "mnist"  # mnist, mnist_fixed, omniglot, fashion_mnist, mnist_sample or path/to/your.npz
     binarization: str | None = None  # stochastic, fixed or none (continuous data); None: the data set's own
     # The bound and the estimator of its gradient (losses.py): vae, iwae, stl, dreg, rws, rws_dreg, ciwae, miwae,
-    # miwae_dreg, piwae, vr or vr_dreg.
+    # miwae_dreg, piwae, vr or vr_dreg. Of PARAMETERS it is said by COMPARE.
     objective: str = "iwae"
     beta: float | None = None  # ciwae only: share of the ELBO, in [0, 1]
     groups: int | None = None  # miwae, miwae_dreg and piwae only: a divisor of k
@@ -93,6 +93,11 @@ class Parameters:
     strategy: str = "auto"
     results_dir: str = "results"  # where runs are written
     datasets_dir: str | None = None  # where data are cached; None: $IWAE_DATASETS_DIR, or datasets/ beside this file
+
+    def __new__(cls, **fields):  # of an unknown field Python would say no more than that it is unexpected
+        legal = cls.__annotations__
+        leave([unknown("field of Parameters", name, legal) for name in fields if name not in legal])
+        return super().__new__(cls)
 
 
 # ---------------------------------------------------------------------------------------------- edit here
@@ -192,6 +197,8 @@ def resolve(names, overrides, wrong=()):
     legal = [*NAMED_RUNS, *ALIASES, *GROUPS, *OBJECTIVES]
     if not names and not (COMPARE and isinstance(COMPARE, tuple) and all(isinstance(name, str) for name in COMPARE)):
         leave([f"COMPARE = {COMPARE!r}: must be a tuple of objectives or runs, such as ('vae', 'iwae') or ('vae',)"])
+    if not names and "objective" not in overrides and PARAMETERS.objective not in ("iwae", *COMPARE):
+        leave([f"PARAMETERS has objective = {PARAMETERS.objective!r}: enter it in COMPARE = {COMPARE!r}"])
     if wrong := [*wrong, *(unknown("run", name, legal) for name in names if name not in legal)]:
         leave([*wrong, *illegal_values(replace(PARAMETERS, **overrides)).values()])
     objective, runs = overrides.get("objective"), {}

@@ -26,6 +26,7 @@ from canvas import (
     draw_tiles,
     image_shape_of,
     label_axes,
+    legend_above,
     legend_label,
     name_panel,
     new_figure,
@@ -59,14 +60,14 @@ def training_curves(runs):
     logarithmic = epochs.min() > 0 and epochs.max() > 40
     bottom, caption = _bottom_of_curves(runs, np.log if logarithmic else np.asarray)
     title = "Bound on training images (solid) and validation images (dashed)"
-    figure = new_figure(title, caption, 4.4 + 0.2 * len(runs))
+    figure = new_figure(title, caption, 4.4)
     axes = figure.subplots()
     for i, (label, arrays) in enumerate(runs.items()):
         epoch, train, validation = arrays["epoch"], arrays["bound_train"], arrays["bound_validation"]
         last = f"training {number(train[-1])}, validation {number(validation[-1])} at epoch {epoch[-1]}"
         marker = "o" if len(epoch) <= 40 else ""
         style = {"color": PALETTE[i % 10], "marker": marker, "markersize": 4, "linewidth": 1.6}
-        axes.plot(epoch, train, label=label + (": " if len(label) < 50 else ":\n") + last, **style)
+        axes.plot(epoch, train, label=legend_label(label, last), **style)
         axes.plot(epoch, validation, linestyle=(0, (4, 2)), markerfacecolor="white", **style)
     label_axes(axes, "epoch (logarithmic axis)" if logarithmic else "epoch", "bound (nats)")
     if logarithmic:
@@ -76,7 +77,7 @@ def training_curves(runs):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_ylim(bottom=bottom)
     axes.grid(color="0.92")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=SMALL, borderaxespad=0.2)
+    legend_above(axes)
     return figure
 
 
@@ -110,19 +111,21 @@ def reconstructions(runs):
     for run, arrays in runs.items():
         originals = arrays["x_mean"], arrays["x"]
         if not (before and all(map(np.array_equal, originals, before))):
-            rows += [(f"{run}: images" if before else "", "original", originals[0])]
+            rows += [(broken(f"{run}: images", 72) if before else "", "original", originals[0])]
             rows += [("", "as fed to the encoder", originals[1])]
         resampled = f"importance-weighted\nresampling, k = {arrays['k_resampling']}"
-        rows += [(run, "mean of q(z | x)", arrays["reconstruction_mean"])]
+        rows += [(broken(run, 72), "mean of q(z | x)", arrays["reconstruction_mean"])]
         rows += [("", "one sample of q(z | x)", arrays["reconstruction_sample"])]
         rows += [("", resampled, arrays["reconstruction_resampled"])]
         before = originals
     shape, count = image_shape_of(runs), max(len(images) for *_, images in rows)
     height = cell_height(shape)
-    tops = height * np.arange(len(rows)) + 0.55 * np.cumsum([heading != "" for heading, *_ in rows])
+    inches = (WIDTH - 1.6) / count  # of a tile's width
+    spaces = [(0.2 + 0.17 * (heading.count("\n") + 1)) / inches * (heading != "") for heading, *_ in rows]
+    tops = height * np.arange(len(rows)) + np.cumsum(spaces)
     bottom = tops[-1] + height
     caption = "Rows of a run: decoder means at the z named at the left, where q is the run's encoder."
-    figure = new_figure(f"Reconstructions of {split_of(runs)} images", caption, 0.65 + bottom * (WIDTH - 1.6) / count)
+    figure = new_figure(f"Reconstructions of {split_of(runs)} images", caption, 0.65 + bottom * inches)
     axes = figure.subplots()
     for top, (heading, _, images) in zip(tops, rows, strict=True):
         draw_tiles(axes, images, shape, count, top, **IMAGE_STYLE)
@@ -154,9 +157,8 @@ def posterior_scatter(runs):
     caption = f"One sample of q(z | x), top layer, per {split_of(runs)} image ({count:,})"
     caption += "; numbers at class medians" if len(classes) else ""
     caption += ". Not the posterior of any single image."
-    lines = max(broken(run, 90 // columns).count("\n") for run in runs)
-    height = min(5, (WIDTH - 0.5) / columns) + 0.2 * lines  # which the layout would else take from the caption's
-    figure, panels = panels_of(runs, f"Aggregate posterior over the {split_of(runs)} images", caption, height)
+    title, height = f"Aggregate posterior over the {split_of(runs)} images", min(5, (WIDTH - 0.5) / columns)
+    figure, panels = panels_of(runs, title, caption, height)
     reach = 1.05 * max(np.abs(arrays["posterior_samples"]).max() for arrays in runs.values())
     for (axes,), (run, arrays) in zip(panels, runs.items(), strict=True):
         points, labels = arrays["posterior_samples"], arrays["labels"]
@@ -386,7 +388,7 @@ def importance_weights(runs):
         "Means over images. Grey: all weights equal, as if q(z | x) were the posterior. Dashed: L_k less most of its "
         "bias, by the jackknife; it is no bound. Where it leaves L_k, more samples would raise L_k."
     )
-    figure = new_figure("Importance weights of k samples", caption, 8 + 0.2 * len(runs))
+    figure = new_figure("Importance weights of k samples", caption, 8)
     panels = figure.subplots(3)
     for i, (run, arrays) in enumerate(runs.items()):
         k, ess, largest = (arrays[name] for name in ("weight_k", "effective_sample_size", "largest_weight"))
@@ -402,7 +404,7 @@ def importance_weights(runs):
     for axes, (name, scale) in zip(panels, names.items(), strict=True):
         axes.set(xscale="log", yscale=scale)
         label_axes(axes, "samples k", name)
-    panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=SMALL, borderaxespad=0.2)
+    legend_above(panels[0])
     return figure
 
 

@@ -18,6 +18,7 @@ from canvas import (
     draw_tiles,
     image_shape_of,
     label_axes,
+    legend_above,
     legend_label,
     name_panel,
     name_row,
@@ -158,7 +159,7 @@ def bound_against_k(runs):
         f"Means over {first['bound_images']} {split_of(runs)} images; bands: ± one standard error over images, which "
         "the runs share. L_1 is the ELBO; L_k rises towards log p(x)."
     )
-    figure = new_figure("The bound L_k against the number of samples", caption, 4 + 0.2 * len(runs))
+    figure = new_figure("The bound L_k against the number of samples", caption, 4)
     axes = figure.subplots()
     for i, (run, arrays) in enumerate(runs.items()):
         k, mean, error = (arrays[f"bound_{name}"] for name in ("k", "mean", "standard_error"))
@@ -169,7 +170,7 @@ def bound_against_k(runs):
     axes.xaxis.set_major_formatter(ScalarFormatter())
     label_axes(axes, "samples k", "L_k (nats)")
     axes.grid(color="0.92")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=SMALL, borderaxespad=0.2)
+    legend_above(axes)
     return figure
 
 

@@ -111,7 +111,7 @@ def open_run(name, parameters, data):
     results, initial = results_folder(folder, parameters), initial_folder(folder, parameters)
     trained = (folder / "model.weights.h5").exists()
     if trained or any((folder / name).exists() for name in ("parameters.json", "checkpoints")):
-        ignored = NOT_IN_NAME - {"dataset", "seed"} | (set(PACKAGES) if trained else set())
+        ignored = NOT_IN_NAME - {"seed"} | (set(PACKAGES) if trained else set())  # of data the digest tells
         check_parameters(folder, settings(parameters, data), ignored)
     elif initial:
         check_initial(initial, parameters, data.x_train.shape[1])
@@ -195,7 +195,7 @@ def load_model(folder, way_out=None):
     from models import load_run
 
     if not way_out and (folder / "checkpoints").exists():
-        way_out = "delete it, and the same command makes it of the last checkpoint"
+        way_out = "delete it, and the command that trained it makes it of the last checkpoint"
     elif not way_out:  # it came from pretrained/
         way_out = f"delete {folder}, and take it by --pretrained, or train it, again"
     with reading(damaged(folder / "model.weights.h5", way_out)):
@@ -239,11 +239,9 @@ def write_results(run, model, x, of):
     log_likelihoods, elbos = bounds(model, x, parameters.k_evaluation, EVALUATION_SEED, title, kept)
     lost = np.flatnonzero(~np.isfinite(log_likelihoods + elbos))
     if len(lost):
-        way_out = (
-            "are the weights damaged? Delete model.weights.h5, and the same command makes it of the last checkpoint"
-        )
         raise FloatingPointError(
-            f"{run.label}: log-likelihood or ELBO of images {lost[:10].tolist()} not finite: {way_out}"
+            f"{run.label}: log-likelihood or ELBO of images {lost[:10].tolist()} not finite: are the weights damaged? "
+            "Delete model.weights.h5, and the command that trained it makes it of the last checkpoint"
         )
     results = {
         "nll": -float(np.mean(log_likelihoods, dtype=np.float64)),
@@ -363,14 +361,14 @@ def compare(runs):
 
 def read_json(place):
     """The contents of results.json. Raises OSError where it is damaged, as do those that follow."""
-    with reading(damaged(place / "results.json", "delete it, and the same command evaluates again")):
+    with reading(damaged(place / "results.json", "delete it, and evaluate again")):
         results = json.loads((place / "results.json").read_text())
         return results | {field: results[field] for field in RESULTS}
 
 
 def read_results(place):
     """What an evaluation left: the contents of results.json, and log_likelihoods [n]."""
-    results, path, way_out = read_json(place), place / "log_likelihoods.npy", "the same command evaluates again"
+    results, path, way_out = read_json(place), place / "log_likelihoods.npy", "evaluate again"
     with reading(damaged(path, f"delete it, and {way_out}")):
         likelihoods, data = np.load(path), path.read_bytes()
     with reading(damaged(f"{place / 'results.json'} or {path}", f"delete both, and {way_out}")):

@@ -309,6 +309,7 @@ def test_likelihood_goes_with_binarization(dataset, binarization, likelihood):
             "hidden_units = ((200, 200),): must be of equal length",
         ),
         ({"hidden_units": ((8,), (8,))}, "must be of equal length"),
+        ({"dataset": "my/mnist.npz"}, "the name of a data set's results: rename the file, or --dataset mnist"),
         ({"hidden_units": ()}, "must be of equal length"),
         ({"objective": "ciwae"}, "beta = None: objective 'ciwae' needs a value"),
         ({"objective": "vr", "k": 4}, "alpha = None: objective 'vr' needs a value"),
@@ -510,6 +511,22 @@ def test_compare_that_names_nothing_is_refused(compare, monkeypatch):
     monkeypatch.setattr(experiments, "COMPARE", compare)
     assert leaves(resolve, [], {}).startswith(f"experiments.py: COMPARE = {compare!r}: must be a tuple of ")
     assert resolve(["vae"], {})
+
+
+def test_objective_of_parameters_that_compare_does_not_name_is_refused(monkeypatch):
+    monkeypatch.setattr(experiments, "PARAMETERS", replace(PARAMETERS, objective="dreg"))
+    assert (
+        leaves(resolve, [], {}) == f"experiments.py: PARAMETERS has objective = 'dreg': enter it in COMPARE = {COMPARE}"
+    )
+    assert (
+        [name for name, _ in resolve(["vae"], {})] == [name for name, _ in resolve([], {"objective": "vae"})] == ["vae"]
+    )
+
+
+def test_unknown_field_of_parameters_is_refused():
+    line = leaves(lambda: experiments.Parameters(epoch=3))
+    assert line.startswith("experiments.py: no field of Parameters is called 'epoch'; did you mean epochs?")
+    assert "datasets_dir" in line and "\n" not in line
 
 
 def test_of_several_runs_a_parameter_is_for_those_that_take_it():

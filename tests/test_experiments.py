@@ -342,7 +342,7 @@ def test_results_of_other_images_are_not_compared(comparison, iwae, tmp_path):
     "field, value, told",
     [
         ("k", 7, ["k", "7", "2"]),
-        ("dataset", "other/tiny.npz", ["dataset", "'other/tiny.npz'"]),
+        ("data", "other", ["data", "'other'"]),
         ("of_another_version", 3, ["of_another_version", "3", "None"]),
     ],
 )
@@ -358,6 +358,13 @@ def test_another_run_in_the_folder_is_refused(run, alone, tmp_path, field, value
     assert first == f"experiments.py: {folder} holds another run:" and header.split() == ["field", "there", "here"]
     assert row.split()[: len(told)] == told and last.startswith("Way out: ") and "--results_dir" in last
     assert contents(folder) == before
+
+
+def test_a_file_of_the_users_is_the_same_data_set_by_whatever_path(run, alone, tmp_path):
+    folder = shutil.copytree(alone, tmp_path / "tiny" / alone.name)
+    parameters = json.loads((folder / "parameters.json").read_text())
+    (folder / "parameters.json").write_text(json.dumps(parameters | {"dataset": "elsewhere/tiny.npz"}))
+    assert run(tmp_path, "iwae", *TRAIN_ALONE) == [folder]
 
 
 @pytest.mark.parametrize("by_name", [False, True])

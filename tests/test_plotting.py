@@ -548,10 +548,16 @@ def test_loaded_npz_serves_as_arrays(name, tmp_path):
         assert isinstance(EVERY_PLOT[name]({"iwae": arrays}), Figure)
 
 
+LONGER = "__latent_units100-50__hidden_units200-200_100-100__schedulepaper__epochs40__optimizermuon__epsilon1e-08"
+
+
 @each_plot
-def test_no_text_of_three_long_runs_leaves_the_figure_or_overlaps_a_title_or_the_caption(name):
+@pytest.mark.parametrize("count, longer", [("three", ""), ("one", LONGER)])
+def test_no_text_of_long_runs_leaves_the_figure_or_overlaps_a_title_or_the_caption(name, count, longer):
     wide = {"encoder_weights": np.ones((30, 200)), "decoder_weights": np.ones((200, 30))}
-    figure = EVERY_PLOT[name]({f"{run}__batch100__ema0.999": arrays | wide for run, arrays in RUNS["three"].items()})
+    figure = EVERY_PLOT[name](
+        {f"{run}{longer}__batch100__ema0.999": arrays | wide for run, arrays in RUNS[count].items()}
+    )
     figure.draw_without_rendering()
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     assert min(box.x0 for box in boxes) >= 0 and max(box.x1 for box in boxes) <= figure.bbox.x1
