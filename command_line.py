@@ -88,6 +88,7 @@ def illegal_values(p):
             (name, is_number(getattr(p, name), below=BELOW_1), decay)
             for name in ("beta_1", "beta_2", "momentum", "ema")
         ],
+        ("output_rate", p.output_rate is None or is_number(p.output_rate, **FLOAT32), f"None or {positive}"),
         ("clip_norm", p.clip_norm is None or is_number(p.clip_norm, **FLOAT32), f"None or {positive}"),
         ("epsilon", is_number(p.epsilon, **FLOAT32), positive),
         ("backward_samples", p.backward_samples is None or is_count(p.backward_samples), f"None or {count}"),

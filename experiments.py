@@ -73,6 +73,7 @@ class Parameters:
     beta_2: float = 0.999  # Adam: decay of the second moment, in [0, 1)
     epsilon: float = 1e-4  # Adam: added to the root of the second moment, above 0
     momentum: float = 0.95  # Muon: its momentum, in [0, 1); Muon trains biases by Adam
+    output_rate: float | None = None  # Muon: multiplies the rate of the output layer's weights, above 0; None: as it is
     ema: float = 0.0  # decay of the averaged weights that are evaluated, in [0, 1); 0: the weights themselves
     clip_norm: float | None = None  # limit on the norm of the whole gradient, above 0; None: none, as in the paper
     backward_samples: int | None = None  # differentiate only so many of the k samples, resampled; None: all
@@ -149,7 +150,8 @@ def run_named(name, **others):
 
 NAMED_RUNS = {name: run_named(name, schedule="paper", k_evaluation=5000) for name in PAPER}
 # The paper's cells, and dreg, by 130 passes in place of 3280.
-FAST = {"schedule": "fast", "optimizer": "muon", "batch": 400, "epsilon": 1e-8, "ema": 0.997, "k_evaluation": 5000}
+FAST = {"schedule": "fast", "optimizer": "muon", "output_rate": 8.0, "batch": 400, "epsilon": 1e-8, "ema": 0.997}
+FAST |= {"k_evaluation": 5000}
 NAMED_RUNS |= {
     f"{name}_fast": run_named(name, backward_samples=16 if name.endswith("k50") else None, **FAST)
     for name in (*PAPER, "dreg_l1_k5", "dreg_l1_k50", "dreg_l2_k5", "dreg_l2_k50")

@@ -23,7 +23,7 @@ SCHEDULES = {
     # Higher rates for longer: a lower NLL after as many passes, but IWAE and VAE lie closer together.
     "hold": [Stage(8, 0.001, 0.001), Stage(8, 0.001, 0.0)],
     # In place of the paper's 3280 passes, with Muon and batches of 400: few samples until the net is worth more.
-    "fast": [Stage(2, 0.0, 0.01, 5), Stage(68, 0.01, 0.0046, 5), Stage(60, 0.0046, 0.0)],
+    "fast": [Stage(2, 0.0, 0.02, 5), Stage(68, 0.02, 0.0092, 5), Stage(60, 0.0092, 0.0)],
 }
 SCHEDULES["switch"] = SCHEDULES["fast"][-1:]  # to go on with another objective, as the paper does: the last stage again
 PAPER_EPOCHS = sum(stage.epochs for stage in SCHEDULES["paper"])

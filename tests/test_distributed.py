@@ -136,7 +136,7 @@ def mirrored(strategies, fields, place, answers):
 
 ONE = {"latent_units": (3,), "hidden_units": ((8,),)}
 TWO = {"latent_units": (4, 2), "hidden_units": ((8, 8), (6,))}
-REST = {"optimizer": "muon", "ema": 0.9, "clip_norm": 1.0, "backward_samples": 8}
+REST = {"optimizer": "muon", "output_rate": 8.0, "ema": 0.9, "clip_norm": 1.0, "backward_samples": 8}
 CASES = [net | {"k": k} for net in (ONE, TWO) for k in (1, 50)] + [ONE | {"k": 50} | REST]
 
 

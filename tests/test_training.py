@@ -148,6 +148,21 @@ def test_optimizers_take_the_constants_of_the_run(small_net, optimizer):
         assert built.momentum == 0.9
 
 
+@pytest.mark.parametrize("output_rate", [None, 8.0])
+def test_steps_of_muon_have_the_rate_as_spectral_norm(small_net, output_rate):
+    """Newton and Schulz's five iterations leave singular values between 0.6 and 1.3; the output layer has its own."""
+    model, rng = small_net(2), np.random.default_rng(0)
+    optimizer = training.build_optimizer(replace(TINY, optimizer="muon", output_rate=output_rate), model)
+    variables = model.phi + model.theta
+    before = [variable.numpy() for variable in variables]
+    optimizer.learning_rate.assign(0.1)
+    optimizer.apply_gradients([(np.float32(rng.normal(size=v.shape)), v) for v in variables])
+    steps = {v.path: np.linalg.norm(v - old, 2) for v, old in zip(variables, before, strict=True) if old.ndim == 2}
+    output = steps.pop(model.decoder[0].head.kernel.path)
+    assert len(steps) == 12 and all(0.06 < step < 0.13 for step in steps.values())
+    assert 0.06 < output / (output_rate or 1) < 0.13
+
+
 def test_averaged_weights_are_put_back(small_net):
     model = small_net()
     optimizer = training.build_optimizer(replace(TINY, ema=0.5), model)
