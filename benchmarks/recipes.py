@@ -26,15 +26,15 @@ HELD_OUT = 10_000
 RUN = "dreg_l1_k5_fast"
 RECIPES = [
     {},  # `fast` as it stands: what the others are compared with
+    {"rate_scale": 0.7},
     {"rate_scale": 1.4},
+    {"output_rate": 4.0},
+    {"output_rate": 16.0},
+    {"output_rate": None},
+    {"momentum": 0.9},
     {"batch": 200, "rate_scale": 0.7},
-    {"batch": 200, "rate_scale": 0.5},
-    {"batch": 200, "rate_scale": 0.7, "ema": 0.99},
-    {"batch": 100, "rate_scale": 0.7},
     {"batch": 100, "rate_scale": 0.5},
-    {"batch": 100, "rate_scale": 0.35},
-    {"batch": 100, "rate_scale": 0.25},
-    {"batch": 100, "rate_scale": 0.25, "optimizer": "adam"},
+    {"batch": 100, "rate_scale": 0.125, "optimizer": "adam"},
 ]
 
 
