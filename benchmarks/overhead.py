@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from experiments import Parameters
 from models import Autoencoder
+from optimizers import build_optimizer
 from run_folder import SECONDS_BETWEEN_CHECKPOINTS
 from runs import load_data
 from schedules import epoch_inputs, plan_epochs
-from training import STRETCHES_PER_EPOCH, Progress, build_optimizer, compile_stretches, resume, run_stretch
+from training import STRETCHES_PER_EPOCH, Progress, compile_stretches, resume, run_stretch
 
 
 def seconds(function, number):

@@ -28,8 +28,9 @@ from matplotlib.figure import Figure
 from evaluation import log_likelihood
 from experiments import NETS, Parameters
 from models import Autoencoder
+from optimizers import build_optimizer
 from report import markdown_table
-from training import build_optimizer, compile_stretch
+from training import compile_stretch
 
 BATCH, FEATURES, IMAGES = 20, 784, 6000
 DEPTHS = {"l1": "1 layer", "l2": "2 layers"}

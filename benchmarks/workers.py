@@ -28,7 +28,8 @@ def time_worker(kind, batch):
     from distributed import open_strategy, over_replicas, run_alike
     from experiments import Parameters
     from models import Autoencoder
-    from training import build_optimizer, compile_stretch
+    from optimizers import build_optimizer
+    from training import compile_stretch
 
     images, parameters = make_images(), Parameters(batch=batch, binarization="stochastic", strategy=kind)
     order = np.arange(len(images) // batch * batch, dtype=np.int32).reshape(-1, batch)

@@ -21,6 +21,7 @@ import downloads
 import experiments
 import losses
 import models
+import optimizers
 import posterior
 import run_folder
 import runs
@@ -142,7 +143,7 @@ def needs(objective):
 def test_optimizer_is_the_one_named(name):
     model = models.Autoencoder(np.full(4, 0.5), (2,), ((3,),))
     parameters = experiments.Parameters(optimizer=name, beta_1=0.5, beta_2=0.25, epsilon=0.125, momentum=0.75)
-    optimizer = training.build_optimizer(parameters, model)
+    optimizer = optimizers.build_optimizer(parameters, model)
     assert type(optimizer).__name__.lower() == name
     config = optimizer.get_config()
     adam = {key.removeprefix("adam_"): value for key, value in config.items()}

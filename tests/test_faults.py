@@ -28,6 +28,7 @@ import tensorflow as tf
 
 import checkpoints
 import evaluation
+import optimizers
 import posterior
 import run_folder
 import runs
@@ -744,7 +745,7 @@ def test_a_step_taken_again_is_the_same_step(small_net, x_small):
     model, parameters = small_net(layers=2), replace(Parameters(), batch=10, k=2, binarization="stochastic")
     x = np.uint8(255 * (0.2 + 0.6 * x_small))
     stretch = training.compile_stretch(
-        model, training.build_optimizer(parameters, model), tf.constant(x), parameters, 2
+        model, optimizers.build_optimizer(parameters, model), tf.constant(x), parameters, 2
     )
     inputs = epoch_inputs(plan_epochs(parameters)[0], 60, parameters)
     again = [np.mean(training.replay(model, x, parameters, 2, inputs, step)[0]) for step in (3, 4)]

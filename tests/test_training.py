@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import canvas
 import evaluation
+import optimizers
 import plotting
 import run_folder
 import training
@@ -102,7 +103,7 @@ class Recorder:
 
 def stretch_of(model, monkeypatch, x, parameters):
     monkeypatch.setattr(training, "gradients", Recorder(model))
-    optimizer = training.build_optimizer(parameters, model)
+    optimizer = optimizers.build_optimizer(parameters, model)
     return training.compile_stretch(model, optimizer, tf.constant(x), parameters, 2)
 
 
@@ -138,7 +139,7 @@ def test_other_images_are_served_as_they_are(small_net, monkeypatch, binarizatio
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_optimizers_take_the_constants_of_the_run(small_net, optimizer):
     parameters = replace(TINY, optimizer=optimizer, beta_1=0.8, beta_2=0.99, epsilon=1e-3, momentum=0.9, ema=0.7)
-    built = training.build_optimizer(parameters, small_net())
+    built = optimizers.build_optimizer(parameters, small_net())
     config = built.get_config()
     prefix = "adam_" if optimizer == "muon" else ""
     assert (config[f"{prefix}beta_1"], config[f"{prefix}beta_2"], config["epsilon"]) == (0.8, 0.99, 1e-3)
@@ -152,7 +153,7 @@ def test_optimizers_take_the_constants_of_the_run(small_net, optimizer):
 def test_steps_of_muon_have_the_rate_as_spectral_norm(small_net, output_rate):
     """Newton and Schulz's five iterations leave singular values between 0.6 and 1.3; the output layer has its own."""
     model, rng = small_net(2), np.random.default_rng(0)
-    optimizer = training.build_optimizer(replace(TINY, optimizer="muon", output_rate=output_rate), model)
+    optimizer = optimizers.build_optimizer(replace(TINY, optimizer="muon", output_rate=output_rate), model)
     variables = model.phi + model.theta
     before = [variable.numpy() for variable in variables]
     optimizer.learning_rate.assign(0.1)
@@ -165,13 +166,13 @@ def test_steps_of_muon_have_the_rate_as_spectral_norm(small_net, output_rate):
 
 def test_averaged_weights_are_put_back(small_net):
     model = small_net()
-    optimizer = training.build_optimizer(replace(TINY, ema=0.5), model)
+    optimizer = optimizers.build_optimizer(replace(TINY, ema=0.5), model)
     variables = model.phi + model.theta
     optimizer.learning_rate.assign(0.1)
     for _ in range(3):
         optimizer.apply_gradients([(tf.ones_like(variable), variable) for variable in variables])
     current = [variable.numpy() for variable in variables]
-    with training.averaged_weights(model, optimizer):
+    with optimizers.averaged_weights(model, optimizer):
         assert all(np.all(v.numpy() > value) for v, value in zip(variables, current, strict=True))
     for variable, value in zip(variables, current, strict=True):
         np.testing.assert_array_equal(variable, value)
@@ -277,7 +278,7 @@ def test_checkpoints_of_another_version_are_refused(small_net, tmp_path, other, 
 
 def test_estimate_leaves_everything_as_it_was(small_net, x_small):
     model = small_net()
-    optimizer, plan = training.build_optimizer(TINY, model), plan_epochs(TINY)
+    optimizer, plan = optimizers.build_optimizer(TINY, model), plan_epochs(TINY)
     variables = model.variables + optimizer.variables
     before = [variable.numpy() for variable in variables]
     stretches = training.compile_stretches(model, optimizer, grey(x_small), TINY, plan)
