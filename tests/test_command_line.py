@@ -454,7 +454,7 @@ def test_table_2():
         run = NAMED_RUNS[f"{name}_fast"]
         assert replace(run, schedule="fast", init_from=None) == NAMED_RUNS[f"{then}_fast"]
         assert (run.schedule, run.init_from) == ("switch", f"{first}_fast")
-        assert plan_epochs(run)[0].rate_from == 0.0046 and len(plan_epochs(run)) == 60
+        assert plan_epochs(run)[0].rate_from == 0.0092 and len(plan_epochs(run)) == 60
     assert [name for name, _ in resolve(["vae_to_iwae_fast"], {"seed": 1})] == ["vae_to_iwae_fast"]
 
 

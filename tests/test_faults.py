@@ -563,7 +563,7 @@ def test_other_weights_are_not_taken_for_the_runs(finished):
     with pytest.raises(OSError, match="model.weights.h5 is damaged .*delete .*/run, and take it by --pretrained"):
         runs.load_model(finished)
     (finished / "checkpoints").mkdir()
-    with pytest.raises(OSError, match="model.weights.h5 is damaged .*delete it, and the same command makes it of the"):
+    with pytest.raises(OSError, match="model.weights.h5 is damaged .*delete it, and the command that trained it makes"):
         runs.load_model(finished)
 
 
