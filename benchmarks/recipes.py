@@ -33,7 +33,6 @@ RECIPES = [
     {"output_rate": None},
     {"momentum": 0.9},
     {"batch": 200, "rate_scale": 0.7},
-    {"batch": 100, "rate_scale": 0.5},
     {"batch": 100, "rate_scale": 0.125, "optimizer": "adam"},
 ]
 
