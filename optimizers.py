@@ -6,10 +6,10 @@ import keras
 
 
 class Muon(keras.optimizers.Muon):
-    """Keras's Muon, by steps whose spectral norm is the rate; for one matrix, `output`, `output_rate` times it.
+    """Keras's Muon (Jordan et al. 2024), by steps whose spectral norm is the rate; of `output`, `output_rate` times it.
 
-    Keras multiplies by the root of the larger dimension, and so treats both layers next to the pixels alike: on MNIST
-    the encoder's does better with a lower rate than that, the decoder's with a higher one.
+    Keras multiplies by the root of the larger dimension (Liu et al. 2025), and so treats both layers next to the pixels
+    alike: on MNIST the encoder's does better with a lower rate than that, the decoder's with a higher one.
     """
 
     def __init__(self, output, output_rate, **constants):
