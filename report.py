@@ -112,9 +112,11 @@ def schedules_figure(logs):
 
 
 def rewritten(page, tables):
-    """The page with each table {name: text} written afresh between its markers."""
-    between = re.compile(r"(<!-- report: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-    return between.sub(lambda found: f"{found[1]}\n{tables[found[2]]}\n\n{found[3]}", page)
+    """The page with each table {name: text} written afresh between its markers; what has no new text stays."""
+    for name, table in tables.items():
+        between = re.compile(rf"(<!-- report: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page = between.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", page)
+    return page
 
 
 def paired_difference(a, b):

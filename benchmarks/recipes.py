@@ -1,10 +1,10 @@
 """Recipes for the schedule `fast`, judged on 10,000 training images that they are not trained on.
 
-    python benchmarks/recipes.py [--epochs 30] [--datasets_dir DIR] [--results_dir results]
+    python benchmarks/recipes.py [RUN ...] [--epochs 30] [--datasets_dir DIR] [--results_dir results]
 
-The others, 49,600, are trained on, by `dreg` with one layer and k = 5. Each recipe is a run like any other, in
-<results_dir>/held_out/: what is finished is not done again. Then a step of each is timed, in turns, and the table of
-all is written to benchmarks/recipes.md.
+The others, 49,600, are trained on, by the runs of RECIPES (all, if none is named). Each recipe is a run like any other,
+in <results_dir>/held_out/: what is finished is not done again. Then a step of each is timed, in turns, and the runs'
+tables are written between their markers in benchmarks/recipes.md.
 """
 
 import argparse
@@ -18,23 +18,27 @@ import numpy as np
 
 import experiments
 from datasets_download import load_dataset
-from report import markdown_table, paired_difference
+from report import markdown_table, paired_difference, rewritten
 from run_folder import whole_file, write_text
 from runs import grey, read_results
 
+PAGE = HERE / "recipes.md"
 HELD_OUT = 10_000
-RUN = "dreg_l1_k5_fast"
-RECIPES = [
-    {},  # `fast` as it stands: what the others are compared with
-    {"rate_scale": 0.7},
-    {"rate_scale": 1.4},
-    {"output_rate": 4.0},
-    {"output_rate": 16.0},
-    {"output_rate": None},
-    {"momentum": 0.9},
-    {"batch": 200, "rate_scale": 0.7},
-    {"batch": 100, "rate_scale": 0.125, "optimizer": "adam"},
-]
+RECIPES = {  # of each run first `fast` as it stands: what the others are compared with
+    "dreg_l1_k5_fast": [
+        {},
+        {"rate_scale": 0.7},
+        {"rate_scale": 1.4},
+        {"output_rate": 4.0},
+        {"output_rate": 16.0},
+        {"output_rate": None},
+        {"momentum": 0.9},
+        {"batch": 200, "rate_scale": 0.7},
+        {"batch": 100, "rate_scale": 0.125, "optimizer": "adam"},
+    ],
+    "dreg_l2_k5_fast": [{}, {"rate_scale": 1.4}, {"output_rate": 4.0}, {"output_rate": 16.0}],
+    "dreg_l1_k50_fast": [{}, {"backward_samples": 8}, {"backward_samples": None}],
+}
 
 
 def hold_out(data, path):
@@ -54,46 +58,49 @@ def pass_seconds(runs, x_train):
     return step_milliseconds(model, x_train, runs) / 1000 * [len(x_train) // run.batch for run in runs]
 
 
-def recipe_table(results, seconds):
-    """Markdown: a row for each recipe, the lowest NLL first. results, seconds: of each of RECIPES."""
+def recipe_table(recipes, results, seconds):
+    """Markdown: a row for each of a run's recipes, the lowest NLL first. results, seconds: of each."""
     rows = []
     for i in np.argsort([r["nll"] for r in results]):
-        recipe = ", ".join(f"`{name}={value!r}`" for name, value in RECIPES[i].items()) or "as it stands"
+        recipe = ", ".join(f"`{name}={value!r}`" for name, value in recipes[i].items()) or "as it stands"
         difference, error = paired_difference(results[0]["log_likelihoods"], results[i]["log_likelihoods"])
         compared = f"{difference:+.2f} ± {error:.2f}" if i else ""
         rows.append([recipe, f"{results[i]['nll']:.2f}", compared, f"{seconds[i]:.1f} s"])
     return markdown_table(["recipe", "NLL", "difference", "one pass"], rows)
 
 
+def compare_recipes(name, options, data, path):
+    """Train a run by each of its recipes that it is not trained by yet, and time a step of each: the table."""
+    fixed = {"dataset": str(path), "binarization": "stochastic", "k_evaluation": 100, "plot": False}
+    fixed |= {"epochs": options.epochs, "results_dir": options.results_dir}
+    runs = []
+    for recipe in RECIPES[name]:
+        overrides = fixed | recipe
+        experiments.main([name, *(word for field, value in overrides.items() for word in (f"--{field}", str(value)))])
+        runs += experiments.resolve([name], overrides)
+    results = [read_results(path.parent / f"{run}__seed0") for run, _ in runs]
+    seconds = pass_seconds([parameters for _, parameters in runs], data.x_train[:-HELD_OUT])
+    table = recipe_table(RECIPES[name], results, seconds)
+    return f"`python benchmarks/recipes.py {name} --epochs {options.epochs}`\n\n{table}"
+
+
 def main():
-    """Train what is not trained yet, time a step of each, and write the table."""
+    """Train what is not trained yet, time a step of each, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"one of {', '.join(RECIPES)}")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--datasets_dir")
     parser.add_argument("--results_dir", default="results")
     options = parser.parse_args()
+    if unknown := [name for name in options.runs if name not in RECIPES]:
+        parser.error(f"unknown run {', '.join(unknown)}: one of {', '.join(RECIPES)}")
     data, path = load_dataset("mnist", options.datasets_dir), Path(options.results_dir) / "held_out" / "held_out.npz"
     if not path.exists():
         hold_out(data, path)
-    fixed = {"dataset": str(path), "binarization": "stochastic", "k_evaluation": 100, "plot": False}
-    fixed |= {"epochs": options.epochs, "results_dir": options.results_dir}
-    runs = []
-    for recipe in RECIPES:
-        overrides = fixed | recipe
-        experiments.main([RUN, *(word for name, value in overrides.items() for word in (f"--{name}", str(value)))])
-        runs += experiments.resolve([RUN], overrides)
-    results = [read_results(path.parent / f"{name}__seed0") for name, _ in runs]
-    seconds = pass_seconds([parameters for _, parameters in runs], data.x_train[:-HELD_OUT])
-    text = f"""# Recipes for the schedule `fast`
-
-`python benchmarks/recipes.py --epochs {options.epochs}`: `{RUN}` trained on {len(data.x_train) - HELD_OUT:,} images, by
-{options.epochs} passes in place of 130. NLL: -L_100 in nats on {HELD_OUT:,} training images held out; difference:
-paired, to `fast` as it stands, ± its standard error over the images; one pass: its steps' time, taken in turns.
-
-{recipe_table(results, seconds)}
-"""
-    write_text(HERE / "recipes.md", text)
-    print(text)
+    for name in options.runs or RECIPES:
+        table = compare_recipes(name, options, data, path)
+        write_text(PAGE, rewritten(PAGE.read_text(), {name: table}))
+        print(table)
 
 
 if __name__ == "__main__":
