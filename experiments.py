@@ -253,7 +253,7 @@ def report():
 
         tables["schedules"] = "![Validation bound by passes and by minutes of both schedules](docs/schedules.png)"
         with whole_file(README.parent / "docs" / "schedules.png") as partial_file:
-            save_figure(schedules_figure(logs), partial_file)
+            save_figure(schedules_figure(logs, {run: results[run]["nll"] for run in logs}), partial_file)
     write_text(README, rewritten(README.read_text(), tables))
     print(f"tables: {README}")
 

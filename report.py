@@ -85,17 +85,18 @@ def table_2(results, paper, switched):
     return markdown_table(header, rows)
 
 
-def schedules_figure(logs):
+def schedules_figure(logs, nlls):
     """A Figure of the bound (nats) on validation images against passes and minutes: a row for each depth.
 
-    logs: {run: records of log.jsonl}, two runs of each cell one after the other. The first tenth of the passes, far
-    below the rest, may be cut off.
+    logs: {run: records of log.jsonl}, two runs of each cell one after the other; nlls: {run: NLL in nats}, shown where
+    its training ends. The first tenth of the passes, far below the rest, may be cut off.
     """
     from canvas import PALETTE, SMALL, TEXT, label_axes, new_figure
 
     depths = {"l1": "1 stochastic layer", "l2": "2 stochastic layers"}
     of_depth = {title: {run: log for run, log in logs.items() if f"_{net}_" in run} for net, title in depths.items()}
-    caption = "Each run's own bound on 400 validation images, with averaged weights where the schedule has them."
+    caption = "Each run's own bound on 400 validation images, with averaged weights where the schedule has them; "
+    caption += "stars: L_5000 on the test images."
     figure = new_figure("Bound on validation images, by passes and by time", caption, 8)
     quantities = (("passes", "epoch", 1), ("minutes", "seconds", 60))
     for row, (title, runs) in zip(figure.subplots(2, 2, sharey="row", squeeze=False), of_depth.items(), strict=True):
@@ -103,7 +104,9 @@ def schedules_figure(logs):
         for axes, (xlabel, field, unit) in zip(row, quantities, strict=True):
             for i, (run, log) in enumerate(runs.items()):
                 style = {"color": PALETTE[i // 2], "linestyle": ("-", "--")[i % 2], "label": run}
-                axes.plot([record[field] / unit for record in log], bounds[run], **style)
+                passed = [record[field] / unit for record in log]
+                axes.plot(passed, bounds[run], **style)
+                axes.plot(passed[-1], -nlls[run], "*", color=style["color"], clip_on=False)
             label_axes(axes, xlabel, "bound (nats)")
             axes.set_title(title, fontsize=TEXT, loc="left")
         axes.set_ylim(bottom=min(np.quantile(bound, 0.1) for bound in bounds.values()))

@@ -94,12 +94,17 @@ LOG = [{"epoch": i, "seconds": 120.0 * i, "bound_train": -90.0, "bound_validatio
 
 
 def test_schedules_are_drawn_against_passes_and_minutes():
-    panels = schedules_figure(dict.fromkeys(experiments.BY_SCHEDULE, LOG)).axes
+    nlls = {run: 85.0 + i for i, run in enumerate(experiments.BY_SCHEDULE)}
+    panels = schedules_figure(dict.fromkeys(experiments.BY_SCHEDULE, LOG), nlls).axes
     for i, axes in enumerate(panels):
         first, depth = i % 2 + 1, i // 2
-        assert [line.get_label() for line in axes.lines] == experiments.BY_SCHEDULE[4 * depth : 4 * depth + 4]
+        shown = experiments.BY_SCHEDULE[4 * depth : 4 * depth + 4]
+        assert [line.get_label() for line in axes.lines[::2]] == shown
+        assert [line.get_xydata().tolist() for line in axes.lines[1::2]] == [
+            [[20 * first, -nlls[run]]] for run in shown
+        ]
         assert axes.lines[0].get_xydata()[[0, 19]].tolist() == [[first, -100], [20 * first, -90.5]]
-        assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 4
+        assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines[::2]}) == 4
 
 
 def test_report_shows_the_schedules_when_all_are_released(tmp_path, monkeypatch):
