@@ -34,7 +34,7 @@ RECIPES = {  # of each run first `fast` as it stands: what the others are compar
         {"output_rate": None},
         {"momentum": 0.9},
         {"batch": 200, "rate_scale": 0.7},
-        {"batch": 100, "rate_scale": 0.125, "optimizer": "adam"},
+        {"batch": 100, "rate_scale": 0.125, "optimizer": "adam", "output_rate": None},
     ],
     "dreg_l2_k5_fast": [{}, {"rate_scale": 1.4}, {"output_rate": 4.0}, {"output_rate": 16.0}],
     "dreg_l1_k50_fast": [{}, {"backward_samples": 8}, {"backward_samples": None}],

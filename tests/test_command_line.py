@@ -323,6 +323,8 @@ def test_likelihood_goes_with_binarization(dataset, binarization, likelihood):
             {"objective": "piwae", "k": 4, "groups": 2, "backward_samples": 2},
             "backward_samples: must be None for piwae",
         ),
+        ({"momentum": 0.9}, "momentum = 0.9: of Muon alone: --optimizer muon, or --momentum 0.95"),
+        ({"output_rate": 8.0}, "output_rate = 8.0: of Muon alone: --optimizer muon, or --output_rate None"),
         ({"schedule": "paper", "epochs": 3281}, "epochs = 3281: the paper's schedule has 3280"),
         ({"backward_samples": 5, "k": 5}, "backward_samples = 5: must be below k = 5"),
         ({"backward_samples": 6, "k": 5}, "backward_samples = 6: must be below k = 5"),
