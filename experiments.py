@@ -13,7 +13,6 @@ import shlex
 import signal
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: sys.exit("experiments.py: stopped before anything was begun"))
@@ -32,17 +31,15 @@ from command_line import (
     unknown,
 )
 from datasets_download import DatasetError, own_binarization
-from report import comparison_table, rewritten, schedules_figure, table_1, table_2
-from run_folder import lock, read_log, whole_file, write_text
+from report import PAPER, SWITCHED, write_report
+from run_folder import lock
 from runs import (
-    RELEASED,
     compare,
     diagnose_run,
     evaluate_run,
     load_data,
     open_run,
     plot_run,
-    read_released,
     settings,
     train_run,
 )
@@ -114,31 +111,8 @@ PARAMETERS = Parameters(
 COMPARE = ("vae", "iwae")  # objectives to train PARAMETERS with, side by side
 # --------------------------------------------------------------------------------------------------------
 
-# Cells by the paper's first five stages and by ours, whose curves the README shows.
-CURVES = ("vae_l1_k1", "iwae_l1_k5", "vae_l2_k1", "iwae_l2_k5")
-BY_SCHEDULE = [f"{cell}{how}__seed0" for cell in CURVES for how in ("__epochs121", "_fast")]
-README = Path(__file__).resolve().with_name("README.md")
 NETS = {"l1": ((50,), ((200, 200),)), "l2": ((100, 50), ((200, 200), (100, 100)))}  # latent_units, hidden_units
 NETS["2d"] = ((2,), ((200, 200),))  # not the paper's: a latent space to be seen as it is
-
-# Burda et al. 2016, Table 1: negative test log-likelihood on MNIST in nats, and active units.
-PAPER = {
-    "vae_l1_k1": (86.76, "19"),
-    "vae_l1_k5": (86.47, "20"),
-    "vae_l1_k50": (86.35, "20"),
-    "vae_l2_k1": (85.33, "16+5"),
-    "vae_l2_k5": (85.01, "17+5"),
-    "vae_l2_k50": (84.78, "17+5"),
-    "iwae_l1_k5": (85.54, "22"),
-    "iwae_l1_k50": (84.78, "25"),
-    "iwae_l2_k5": (83.89, "21+5"),
-    "iwae_l2_k50": (82.90, "26+7"),
-}
-# Table 2: the run that is gone on from, the one whose objective and k follow, and what the paper's net is then worth.
-SWITCHED = {
-    "vae_to_iwae": ("vae_l1_k1", "iwae_l1_k50", 84.88, "22"),
-    "iwae_to_vae": ("iwae_l1_k50", "vae_l1_k1", 86.02, "23"),
-}
 
 
 def run_named(name, **others):
@@ -237,32 +211,11 @@ def list_runs():
     print(f"\nPARAMETERS of experiments.py, trained with one objective: {', '.join(OBJECTIVES)}")
 
 
-def report():
-    """Write the README's tables of the runs in pretrained/, and their curves, again, from what is there alone."""
-    results = read_released()
-    tables = {"table 1": table_1(results, PAPER), "table 2": table_2(results, PAPER, SWITCHED)}
-    runs_2d = [f"{name}__seed0" for name in POSTERIOR_2D]
-    leave([f"--report: {RELEASED / 'mnist' / run} is missing" for run in runs_2d if run not in results])
-    posterior_2d = comparison_table({run: results[run] for run in runs_2d})
-    tables["posterior_2d"] = posterior_2d.partition("\n\n")[0]
-    logs = {run: read_log(RELEASED / "mnist" / run, results[run]["epochs"]) for run in BY_SCHEDULE if run in results}
-    missing = [run for run in BY_SCHEDULE if run not in logs]
-    tables["schedules"] = f"Not all trained yet: {', '.join(missing)}."
-    if not missing:
-        from canvas import save_figure
-
-        tables["schedules"] = "![Validation bound by passes and by minutes of both schedules](docs/schedules.png)"
-        with whole_file(README.parent / "docs" / "schedules.png") as partial_file:
-            save_figure(schedules_figure(logs, {run: results[run]["nll"] for run in logs}), partial_file)
-    write_text(README, rewritten(README.read_text(), tables))
-    print(f"tables: {README}")
-
-
 def main(arguments=None):
     """Do what the command line asks for; everything that can be refused is, before TensorFlow is imported."""
     names, overrides, alone, wrong, (i, n) = parse(arguments, Parameters, __doc__)
     if alone and not wrong:
-        return {"list": list_runs, "report": report}[alone[0]]()
+        return list_runs() if alone[0] == "list" else write_report(POSTERIOR_2D)
     loaded, asked = {}, []
     for name, parameters in resolve(names, overrides, wrong)[i - 1 :: n]:
         source = (parameters.dataset, parameters.datasets_dir, parameters.binarization)

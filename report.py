@@ -3,10 +3,35 @@
 import itertools
 import math
 import re
+from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
 
+from command_line import leave
+from run_folder import read_log, whole_file, write_text
+from runs import RELEASED, read_released
+
+README = Path(__file__).resolve().with_name("README.md")
+
+# Burda et al. 2016, Table 1: negative test log-likelihood on MNIST in nats, and active units.
+PAPER = {
+    "vae_l1_k1": (86.76, "19"),
+    "vae_l1_k5": (86.47, "20"),
+    "vae_l1_k50": (86.35, "20"),
+    "vae_l2_k1": (85.33, "16+5"),
+    "vae_l2_k5": (85.01, "17+5"),
+    "vae_l2_k50": (84.78, "17+5"),
+    "iwae_l1_k5": (85.54, "22"),
+    "iwae_l1_k50": (84.78, "25"),
+    "iwae_l2_k5": (83.89, "21+5"),
+    "iwae_l2_k50": (82.90, "26+7"),
+}
+# Table 2: the run that is gone on from, the one whose objective and k follow, and what the paper's net is then worth.
+SWITCHED = {
+    "vae_to_iwae": ("vae_l1_k1", "iwae_l1_k50", 84.88, "22"),
+    "iwae_to_vae": ("iwae_l1_k50", "vae_l1_k1", 86.02, "23"),
+}
 # The lowest NLL published with the very nets of Table 1, and by whom: the README says what each is.
 BEST = {
     "vae_l1_k1": "86.21 Rainforth",
@@ -26,6 +51,9 @@ EVALUATIONS = {  # the folders in that of a released run: how it is evaluated in
     "splittrain__images10000": {"k_evaluation": 5000, "split": "train", "images": 10000, "units": "all"},
     "unitsactive": {"k_evaluation": 5000, "split": "test", "images": None, "units": "active"},
 }
+# Cells by the paper's first five stages and by ours, whose curves the README shows.
+CURVES = ("vae_l1_k1", "iwae_l1_k5", "vae_l2_k1", "iwae_l2_k5")
+BY_SCHEDULE = [f"{cell}{how}__seed0" for cell in CURVES for how in ("__epochs121", "_fast")]
 
 
 def seeds(results, name, evaluation=""):
@@ -50,10 +78,10 @@ def minutes(results):
     return f"{fmean(r['train_seconds'] for r in results) / 60:.0f} min" if results else ""
 
 
-def table_1(results, paper):
+def table_1(results):
     """Burda et al. 2016, Table 1, and `dreg`: a row per cell.
 
-    results: see `runs.read_released`; paper: {run: (NLL, active units)}.
+    results: see `runs.read_released`.
     """
     header = ["`python experiments.py`", "NLL", "paper", "active units", "paper", "difference", "best published"]
     header += ["seeds", "NLL, training images", "NLL, active units alone", "training"]
@@ -63,7 +91,7 @@ def table_1(results, paper):
             continue
         name = f"{objective}_l{layers}_k{k}"
         test, train, active = (seeds(results, f"{name}_fast", evaluation) for evaluation in EVALUATIONS)
-        theirs, nlls = paper.get(name, ("", "")), [r["nll"] for r in test]
+        theirs, nlls = PAPER.get(name, ("", "")), [r["nll"] for r in test]
         difference = f"{fmean(nlls) - theirs[0]:+.2f}" if nlls and theirs[0] else ""
         spread = f"{len(nlls)}, ± {stdev(nlls):.2f}" if len(nlls) > 1 else str(len(nlls))
         ours = [difference, BEST.get(name, ""), spread, mean(train), mean(active), minutes(test)]
@@ -71,17 +99,14 @@ def table_1(results, paper):
     return markdown_table(header, rows)
 
 
-def table_2(results, paper, switched):
-    """Burda et al. 2016, Table 2: nets before and after the objective is switched.
-
-    switched: {run: (the run before, the one whose objective follows, NLL after, active units after)}.
-    """
+def table_2(results):
+    """Burda et al. 2016, Table 2: nets before and after the objective is switched. results: as in `table_1`."""
     header = ["`python experiments.py`", *("NLL", "paper", "active units", "paper"), "switched: NLL", "paper"]
     header += ["active units", "paper", "training"]
     rows = []
-    for name, (first, _, *then) in switched.items():
+    for name, (first, _, *then) in SWITCHED.items():
         before, after = seeds(results, f"{first}_fast"), seeds(results, f"{name}_fast")
-        rows.append([f"`{name}_fast`", *shown(before, paper[first]), *shown(after, then), minutes(after)])
+        rows.append([f"`{name}_fast`", *shown(before, PAPER[first]), *shown(after, then), minutes(after)])
     return markdown_table(header, rows)
 
 
@@ -112,6 +137,30 @@ def schedules_figure(logs, nlls):
         axes.set_ylim(bottom=min(np.quantile(bound, 0.1) for bound in bounds.values()))
         axes.legend(loc="lower right", frameon=False, fontsize=SMALL)
     return figure
+
+
+def write_report(runs_2d):
+    """Write the README's tables of the runs in pretrained/, and their curves, again, from what is there alone.
+
+    runs_2d: names of the runs with two latent units, the first of which the others are compared with.
+    """
+    results = read_released()
+    tables = {"table 1": table_1(results), "table 2": table_2(results)}
+    runs_2d = [f"{name}__seed0" for name in runs_2d]
+    leave([f"--report: {RELEASED / 'mnist' / run} is missing" for run in runs_2d if run not in results])
+    posterior_2d = comparison_table({run: results[run] for run in runs_2d})
+    tables["posterior_2d"] = posterior_2d.partition("\n\n")[0]
+    logs = {run: read_log(RELEASED / "mnist" / run, results[run]["epochs"]) for run in BY_SCHEDULE if run in results}
+    missing = [run for run in BY_SCHEDULE if run not in logs]
+    tables["schedules"] = f"Not all trained yet: {', '.join(missing)}."
+    if not missing:
+        from canvas import save_figure
+
+        tables["schedules"] = "![Validation bound by passes and by minutes of both schedules](docs/schedules.png)"
+        with whole_file(README.parent / "docs" / "schedules.png") as partial_file:
+            save_figure(schedules_figure(logs, {run: results[run]["nll"] for run in logs}), partial_file)
+    write_text(README, rewritten(README.read_text(), tables))
+    print(f"tables: {README}")
 
 
 def rewritten(page, tables):

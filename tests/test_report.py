@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 import experiments
+import report
 import runs
 from datasets_download import binarize, load_dataset
 from docs.release import release
-from experiments import PAPER, SWITCHED
-from report import BEST, EVALUATIONS, rewritten, schedules_figure, table_1, table_2
+from report import BEST, BY_SCHEDULE, EVALUATIONS, PAPER, rewritten, schedules_figure, table_1, table_2
 
 RELEASED_RUNS = sorted(path.parent for path in runs.RELEASED.glob("*/*/model.weights.h5"))
 REPORT = """
-import pathlib, sys, experiments
-experiments.README = pathlib.Path(sys.argv[1])
+import pathlib, sys, experiments, report
+report.README = pathlib.Path(sys.argv[1])
 experiments.main(["--report"])
 assert "tensorflow" not in sys.modules
 """
@@ -61,16 +61,16 @@ def made_up(tmp_path, monkeypatch):
 
 def test_report_gives_the_readmes_tables_byte_for_byte(tmp_path):
     """From a README whose tables are empty; without TensorFlow."""
-    readme, copy = experiments.README.read_text(), tmp_path / "README.md"
+    readme, copy = report.README.read_text(), tmp_path / "README.md"
     names = re.findall("<!-- report: (.+) -->", readme)
     copy.write_text(rewritten(readme, dict.fromkeys(names, "")))
     assert names == ["posterior_2d", "table 1", "table 2", "schedules"] and len(copy.read_text()) < len(readme) - 3000
-    subprocess.run([sys.executable, "-c", REPORT, str(copy)], check=True, cwd=experiments.README.parent)
-    assert copy.read_bytes() == experiments.README.read_bytes()
+    subprocess.run([sys.executable, "-c", REPORT, str(copy)], check=True, cwd=report.README.parent)
+    assert copy.read_bytes() == report.README.read_bytes()
 
 
 def test_table_1(made_up):
-    rows = cells(table_1(made_up, PAPER))
+    rows = cells(table_1(made_up))
     assert set(rows) >= {f"{name}_fast" for name in PAPER | BEST} and len(rows) == 2 + 14
     ours, theirs = ["85.25 ± 0.25", "85.54", "22, 23", "22", "-0.29"], "85.41 Li"
     assert rows["iwae_l1_k5_fast"] == [*ours, theirs, "2, ± 0.35", "84.25", "85.38", "20 min"]
@@ -80,7 +80,7 @@ def test_table_1(made_up):
 
 
 def test_table_2(made_up):
-    rows = cells(table_2(made_up, PAPER, SWITCHED))
+    rows = cells(table_2(made_up))
     switched = ["86.50 ± 0.25", "86.76", "19", "19", "84.75 ± 0.25", "84.88", "21", "22", "10 min"]
     assert rows["vae_to_iwae_fast"] == switched
     assert rows["iwae_to_vae_fast"] == [
@@ -94,11 +94,11 @@ LOG = [{"epoch": i, "seconds": 120.0 * i, "bound_train": -90.0, "bound_validatio
 
 
 def test_schedules_are_drawn_against_passes_and_minutes():
-    nlls = {run: 85.0 + i for i, run in enumerate(experiments.BY_SCHEDULE)}
-    panels = schedules_figure(dict.fromkeys(experiments.BY_SCHEDULE, LOG), nlls).axes
+    nlls = {run: 85.0 + i for i, run in enumerate(BY_SCHEDULE)}
+    panels = schedules_figure(dict.fromkeys(BY_SCHEDULE, LOG), nlls).axes
     for i, axes in enumerate(panels):
         first, depth = i % 2 + 1, i // 2
-        shown = experiments.BY_SCHEDULE[4 * depth : 4 * depth + 4]
+        shown = BY_SCHEDULE[4 * depth : 4 * depth + 4]
         assert [line.get_label() for line in axes.lines[::2]] == shown
         assert [line.get_xydata().tolist() for line in axes.lines[1::2]] == [
             [[20 * first, -nlls[run]]] for run in shown
@@ -108,19 +108,19 @@ def test_schedules_are_drawn_against_passes_and_minutes():
 
 
 def test_report_shows_the_schedules_when_all_are_released(tmp_path, monkeypatch):
-    left_out = shutil.ignore_patterns("*.h5", *experiments.BY_SCHEDULE)
+    left_out = shutil.ignore_patterns("*.h5", *BY_SCHEDULE)
     released = shutil.copytree(runs.RELEASED, tmp_path / "pretrained", ignore=left_out)
-    for module in (runs, experiments):
+    for module in (runs, report):
         monkeypatch.setattr(module, "RELEASED", released)
-    monkeypatch.setattr(experiments, "README", tmp_path / "README.md")
-    experiments.README.write_text("<!-- report: schedules -->\n<!-- end -->\n")
-    for run in experiments.BY_SCHEDULE:
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    report.README.write_text("<!-- report: schedules -->\n<!-- end -->\n")
+    for run in BY_SCHEDULE:
         experiments.main(["--report"])
-        assert f"Not all trained yet: {run}" in experiments.README.read_text()
+        assert f"Not all trained yet: {run}" in report.README.read_text()
         evaluated(released / "mnist" / run, 85.0, epochs=len(LOG))
         (released / "mnist" / run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in LOG))
     experiments.main(["--report"])
-    assert "](docs/schedules.png)" in experiments.README.read_text()
+    assert "](docs/schedules.png)" in report.README.read_text()
     assert (tmp_path / "docs" / "schedules.png").read_bytes().startswith(b"\x89PNG")
     shutil.rmtree(released / "mnist" / "vae_2d_k5__seed0")
     with pytest.raises(SystemExit, match="--report: .*vae_2d_k5__seed0 is missing"):
