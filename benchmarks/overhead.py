@@ -37,7 +37,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--datasets_dir")
-    options, parameters = parser.parse_args(), Parameters()
+    options, parameters = parser.parse_args(), Parameters(binarization="stochastic")
     x, plan = load_data(Parameters(datasets_dir=options.datasets_dir)).x_train, plan_epochs(parameters)[:1]
     model = Autoencoder(x.mean(axis=0) / 255, parameters.latent_units, parameters.hidden_units)
     optimizer, inputs = build_optimizer(parameters, model), epoch_inputs(plan[0], len(x), parameters)

@@ -9,6 +9,7 @@ tables are written between their markers in benchmarks/recipes.md.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -73,13 +74,14 @@ def compare_recipes(name, options, data, path):
     """Train a run by each of its recipes that it is not trained by yet, and time a step of each: the table."""
     fixed = {"dataset": str(path), "binarization": "stochastic", "k_evaluation": 100, "plot": False}
     fixed |= {"epochs": options.epochs, "results_dir": options.results_dir}
-    runs = []
+    runs = {}
     for recipe in RECIPES[name]:
         overrides = fixed | recipe
         experiments.main([name, *(word for field, value in overrides.items() for word in (f"--{field}", str(value)))])
-        runs += experiments.resolve([name], overrides)
-    results = [read_results(path.parent / f"{run}__seed0") for run, _ in runs]
-    seconds = pass_seconds([parameters for _, parameters in runs], data.x_train[:-HELD_OUT])
+        ((run, parameters),) = experiments.resolve([name], overrides)
+        runs[run] = replace(parameters, binarization="stochastic")
+    results = [read_results(path.parent / f"{run}__seed0") for run in runs]
+    seconds = pass_seconds(list(runs.values()), data.x_train[:-HELD_OUT])
     table = recipe_table(RECIPES[name], results, seconds)
     return f"`python benchmarks/recipes.py {name} --epochs {options.epochs}`\n\n{table}"
 
