@@ -172,10 +172,10 @@ def interpolations(model, x):
     return model.decode(tf.linspace(z[0::2], z[1::2], INTERPOLATED, axis=1)).numpy()
 
 
-def principal_components(z):
-    """z [n, units] in two dimensions [n, 2], and each one's share of the variance [2]; two units stay as they are."""
-    z = z - z.mean(axis=0) if z.shape[1] != 2 else z
-    if z.shape[1] != 2:
+def principal_components(z, rotate):
+    """z [n, units] in two dimensions [n, 2], and each one's share of the variance [2]. Not rotated: two alone."""
+    if rotate:
+        z = z - z.mean(axis=0)
         u, scale, _ = np.linalg.svd(np.pad(z, [(0, 0), (0, max(0, 2 - z.shape[1]))]), full_matrices=False)
         z = u * scale
     return z[:, :2], z[:, :2].var(axis=0) / z.var(axis=0).sum()
@@ -226,7 +226,8 @@ def figure_arrays(model, x_mean, x, labels=None, seed=0):
     """
     shown = shown_images(x, labels)
     by_mean, by_sample, by_resampling = reconstructions(model, x[shown], seed)
-    samples, explained = principal_components(top_samples(model, x, seed))
+    rotate = model.latent_units[-1] != 2
+    samples, explained = principal_components(top_samples(model, x, seed), rotate)
     arrays = {
         "x_mean": x_mean[shown],
         "x": x[shown],
@@ -237,7 +238,7 @@ def figure_arrays(model, x_mean, x, labels=None, seed=0):
         "interpolation": interpolations(model, x[shown]),
         "prior_samples": model.sample(100, (seed, 0)).numpy(),
         "posterior_samples": samples,
-        "posterior_projection": "latent" if model.latent_units[-1] == 2 else "PCA",
+        "posterior_projection": "PCA" if rotate else "latent",
         "posterior_explained": explained,
         "labels": np.full(len(x), -1) if labels is None else labels,
         "active_threshold": ACTIVE_THRESHOLD,

@@ -267,7 +267,8 @@ def sample_arrays(model, x, labels=None, seed=0):
     both = np.stack([chosen, z[: len(chosen)]])  # [2, s, n, units]
     active = np.var(model.encode(x[:CANDIDATES]).mean(), axis=0) > ACTIVE_THRESHOLD
     both = both[..., active] if model.latent_units[0] > 2 and active.any() else both
-    flat = [principal_components(both[:, :, i].reshape(-1, both.shape[-1])) for i in range(len(shown))]
+    rotate = model.latent_units[0] != 2
+    flat = [principal_components(both[:, :, i].reshape(-1, both.shape[-1]), rotate) for i in range(len(shown))]
     curve = np.float64(bound_curve(model, x[:BOUND_IMAGES], seed))
     return {
         "single_k": max(KS),
@@ -277,7 +278,7 @@ def sample_arrays(model, x, labels=None, seed=0):
         "single_log_w": log_w.T,
         "single_samples": np.stack([points.reshape(2, -1, 2) for points, _ in flat]),
         "single_explained": np.stack([shares for _, shares in flat]),
-        "single_projection": "latent" if model.latent_units[0] == 2 else "PCA",
+        "single_projection": "PCA" if rotate else "latent",
         "bound_k": BOUND_KS,
         "bound_images": curve.shape[1],
         "bound_mean": curve.mean(axis=1),
@@ -309,16 +310,16 @@ def snapshot_arrays(model, weights, x, labels=None, seed=0):
     return {f"snapshot_{name}": array for name, array in stacked.items()}
 
 
-def posterior_arrays(model, x_mean, x, labels=None, seed=0):
+def posterior_arrays(model, x, labels=None, seed=0):
     """The arrays of the figures that show posteriors of single inputs, for a net of any size; grids for two units.
 
-    x_mean: [n, features] grey images; x: the same as fed to the encoder; labels: [n] integers or None.
+    x: [n, features] as fed to the encoder; labels: [n] integers or None.
     """
     arrays = sample_arrays(model, x, labels, seed)
     if model.latent_units == (2,):
         indices = chosen_images(model, x, labels, seed)
         arrays |= grid_arrays(model, x[indices], KS, seed)
-        arrays |= {"grid_x": x[indices], "grid_x_mean": x_mean[indices], "grid_index": indices, "grid_share": CHOSEN}
+        arrays |= {"grid_x": x[indices], "grid_index": indices, "grid_share": CHOSEN}
         arrays["grid_candidates"] = min(CANDIDATES, len(x))
         quantiles = norm.ppf((np.arange(21) + 0.5) / 21)
         manifold = np.stack(np.meshgrid(quantiles, quantiles[::-1]), axis=-1).reshape(-1, 2)

@@ -280,7 +280,7 @@ def plot_run(run):
     labels = None if labels is None else labels[: len(x)]
     model, kept = evaluated_model(run, x), snapshots(run.folder) if parameters.units == "all" else {}
     arrays = figure_arrays(model, x_mean, x, labels, EVALUATION_SEED)
-    arrays |= posterior_arrays(model, x_mean, x, labels, EVALUATION_SEED)
+    arrays |= posterior_arrays(model, x, labels, EVALUATION_SEED)
     if kept:
         kept[len(log)] = run.folder / "model.weights.h5"
         arrays |= snapshot_arrays(model, kept, x, labels, EVALUATION_SEED)

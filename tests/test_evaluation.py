@@ -157,14 +157,15 @@ def test_runs_evaluated_differently_are_not_compared(changes):
         comparison_table({"a": results([-90.0, -80.0]), "b": results(**{"values": [-90.0, -80.0]} | changes)})
 
 
-@pytest.mark.parametrize("units", [1, 2, 3, 5])
-def test_principal_components(units):
-    z = np.random.default_rng(0).normal(size=(50, units)) * np.arange(1, units + 1)
-    points, shares = evaluation.principal_components(z)
+@pytest.mark.parametrize("units, rotate", [(1, True), (2, True), (2, False), (3, True), (5, True)])
+def test_principal_components(units, rotate):
+    z = np.random.default_rng(0).normal(size=(50, units)) * np.arange(1, units + 1) + 3.0
+    points, shares = evaluation.principal_components(z, rotate)
     assert points.shape == (50, 2) and shares.shape == (2,)
-    if units == 2:
+    if not rotate:
         np.testing.assert_array_equal(points, z)
     else:
+        np.testing.assert_allclose(points.mean(axis=0), 0, atol=1e-12)
         eigenvalues = np.sort(np.linalg.eigvalsh(np.atleast_2d(np.cov(z.T, ddof=0))))[::-1]
         np.testing.assert_allclose(shares[: min(units, 2)], eigenvalues[:2] / eigenvalues.sum(), rtol=1e-6)
 
@@ -175,7 +176,7 @@ def test_figure_arrays_feed_every_plot(small_net, x_small, layers, labelled, sma
     labels = np.arange(60) % 3 if labelled else None
     arrays = figure_arrays(small_net(layers), x_small, x_small, labels)
     log = {"epoch": np.arange(1, 3), "bound_train": -np.ones(2), "bound_validation": -np.ones(2)}
-    arrays |= posterior_arrays(small_net(layers), x_small, x_small, labels)
+    arrays |= posterior_arrays(small_net(layers), x_small, labels)
     arrays |= log | {
         "image_shape": np.array([3, 4]),
         "split": np.array("test"),

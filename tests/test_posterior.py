@@ -157,14 +157,22 @@ def test_bound_curve_rises_to_the_streaming_bound(net, x_small, monkeypatch, unc
 @pytest.mark.slow
 def test_any_net_has_samples_and_grids_are_for_two_units_alone(net, small_net, x_small, small_posteriors, uncompiled):
     labels = np.arange(60) % 10
-    grids = posterior.posterior_arrays(net, x_small, x_small, labels)
-    samples = posterior.posterior_arrays(small_net(2), x_small, x_small, labels)
+    grids = posterior.posterior_arrays(net, x_small, labels)
+    samples = posterior.posterior_arrays(small_net(2), x_small, labels)
     assert set(grids) > set(samples) and all(
         name.startswith(("grid", "manifold")) for name in set(grids) - set(samples)
     )
     assert list(grids["grid_index"][: posterior.SAME]) == [5, 6, 7, 8, 9] and len(grids["grid_index"]) == 8
     assert samples["single_samples"].shape == (3, 2, 2, 2) and grids["manifold"].shape == (441, 12)
     assert str(samples["single_projection"]) == "PCA" and str(grids["single_projection"]) == "latent"
+
+
+def test_two_active_units_of_several_are_projected_too(small_net, x_small, small_posteriors, uncompiled):
+    net = small_net()
+    net.encoder[0].mean.kernel.assign(net.encoder[0].mean.kernel * [9.0, 9.0, 0.0, 0.0])
+    shown = posterior.sample_arrays(net, x_small, np.arange(60) % 10)
+    assert str(shown["single_projection"]) == "PCA" and shown["single_samples"].shape[-1] == 2
+    np.testing.assert_allclose(shown["single_samples"].mean(axis=(1, 2)), 0, atol=1e-6)
 
 
 def test_snapshots_are_drawn_from_and_leave_the_model_as_the_last(net, x_small, small_posteriors, tmp_path):
