@@ -14,7 +14,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from datasets_download import BINARIZATIONS, DATASETS, own_binarization
+from datasets_download import BINARIZATIONS, DATASETS, SPLITS, own_binarization
 from run_folder import reading
 from schedules import PAPER_EPOCHS, SCHEDULES, plan_epochs
 
@@ -23,7 +23,6 @@ OBJECTIVE_PARAMETERS = {"ciwae": "beta", "miwae": "groups", "miwae_dreg": "group
 OBJECTIVE_PARAMETERS |= {"vr": "alpha", "vr_dreg": "alpha"}
 OPTIMIZERS = ("adam", "muon")
 LIKELIHOODS = ("bernoulli", "gaussian")
-SPLITS = ("train", "validation", "test")
 UNITS = ("all", "active")
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 TF_CONFIG = '{"cluster": {"worker": ["HOST:PORT", "HOST:PORT"]}, "task": {"type": "worker", "index": 0}}'
@@ -199,9 +198,9 @@ def devices_missing(p):
     """Why a run's strategy cannot be had here, a line each."""
     alone, kind = "or run on one device by --strategy none", strategy_kind(p)
     try:
-        workers = len(cluster()[0])
+        workers = len(cluster()[0]) if kind == "multi_worker" else 1
     except ValueError as error:
-        return [f"{error}; {alone}"] if kind == "multi_worker" else []
+        return [f"{error}; {alone}"]
     if kind == "multi_worker" and not workers:
         return [f"strategy = 'multi_worker': needs TF_CONFIG on every worker, such as {TF_CONFIG}: set it, {alone}"]
     if kind == "multi_worker" and p.pretrained:

@@ -41,6 +41,7 @@ def config(n, index=0, **fields):
 REFUSED = [
     (None, 0, {"strategy": "multi_worker"}, "strategy = 'multi_worker': needs TF_CONFIG on every worker"),
     (None, 1, {"strategy": "mirrored"}, "strategy = 'mirrored': needs two GPUs or more, this machine has 1"),
+    ("{", 1, {"strategy": "mirrored"}, "strategy = 'mirrored': needs two GPUs or more, this machine has 1"),
     (config(3), 0, {}, "batch = 20: must be divisible by the 3 replicas: try --batch 21"),
     (config(2), 4, {"batch": 12}, "batch = 12: must be divisible by the 8 replicas: try --batch 16"),
     (None, 3, {}, "batch = 20: must be divisible by the 3 replicas: try --batch 21"),
