@@ -198,9 +198,9 @@ class Autoencoder(keras.Model):
 
 def snapshots(folder):
     """The weights that a run kept while it was trained (`snapshot_epochs`): {epoch: path}."""
-    paths = sorted((Path(folder) / "snapshots").glob("epoch[0-9]*.weights.h5"))
-    epochs = [path.name.removeprefix("epoch").removesuffix(".weights.h5") for path in paths]
-    return {int(epoch): path for epoch, path in zip(epochs, paths, strict=True) if epoch.isdecimal()}
+    paths = (Path(folder) / "snapshots").glob("epoch*.weights.h5")
+    epochs = {path.name.removeprefix("epoch").removesuffix(".weights.h5"): path for path in paths}
+    return dict(sorted((int(epoch), path) for epoch, path in epochs.items() if epoch.isdecimal()))
 
 
 def keep_units(model, kept):

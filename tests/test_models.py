@@ -8,7 +8,7 @@ import scipy.stats
 import tensorflow as tf
 
 from experiments import PAPER, run_named
-from models import Autoencoder, keep_units, load_run, save_weights
+from models import Autoencoder, keep_units, load_run, save_weights, snapshots
 
 SEED = (1, 2)
 
@@ -191,3 +191,10 @@ def test_a_unit_that_does_nothing_can_be_taken_out(small_net, x_small, layers, l
     other = keep_units(model, [np.arange(units) != 0 for units in model.latent_units])  # the control: a unit that acts
     less = [layer.numpy()[..., 1:] for layer in noise]
     assert np.abs(log_w(other, less) - log_w(model, noise)).max() > 0.01
+
+
+def test_snapshots_are_in_the_order_of_their_epochs(tmp_path):
+    (tmp_path / "snapshots").mkdir()
+    for name in ("epoch10000", "epoch9999", "epoch0002", "epoch_old"):
+        (tmp_path / "snapshots" / f"{name}.weights.h5").touch()
+    assert list(snapshots(tmp_path)) == [2, 9999, 10000]
