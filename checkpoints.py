@@ -8,7 +8,7 @@ import time
 
 import tensorflow as tf
 
-from run_folder import due, remove, unwritable, whole_file
+from run_folder import remove, unwritable, whole_file
 
 GENERATIONS = 2  # checkpoints that are kept: where the newest is damaged there is one before
 
@@ -43,10 +43,6 @@ class Checkpoints:
         """Oldest first: names sort by progress."""
         names = os.listdir(self.folder) if self.folder.exists() else []  # raises where there is no right to
         return sorted(self.folder / name for name in names if name[0].isdecimal())
-
-    def due(self):
-        """Whether the last state is old enough for another."""
-        return due(self.saved)
 
     def save(self, name):
         """Keep the state, and the one before it. name: sorts after those saved before."""

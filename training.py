@@ -13,7 +13,7 @@ from distributed import everyone, on_replicas, over_replicas, run_alike, whole
 from losses import TwoBounds, build_objective, gather_samples, resample
 from models import fold_seed, random_uniform, save_weights, snapshots, split_seed
 from optimizers import assign, averaged_weights, build_optimizer, values_of
-from run_folder import stop_asked, write_text
+from run_folder import due, stop_asked, write_text
 from schedules import Epoch, describe, epoch_inputs, plan_epochs
 
 STRETCHES_PER_EPOCH = 5  # entries into Python, for the progress bar, checkpoints and Ctrl-C
@@ -367,7 +367,7 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
                     write_scalars(writer, record)
                     done = Progress([*done.log, record], seconds=done.seconds)
                 stop = any(everyone(len(asked)))
-                if stop or checkpoints.due() or done.epochs == plan[-1].number:
+                if stop or due(checkpoints.saved) or done.epochs == plan[-1].number:
                     write_log(folder, done.log)
                     kept.progress = done
                     checkpoints.save(f"{done.epochs:05d}-{done.stretch}")
