@@ -129,7 +129,6 @@ def leaves(function, *arguments):
 def test_legal_values_are_the_tables():
     assert command_line.OBJECTIVES == tuple(losses.OBJECTIVES)
     assert command_line.LIKELIHOODS == models.LIKELIHOODS
-    assert command_line.SPLITS == datasets_download.SPLITS
     assert command_line.OBJECTIVE_PARAMETERS == {name: words[0] for name in losses.OBJECTIVES if (words := needs(name))}
 
 
