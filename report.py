@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import textwrap
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -152,7 +153,7 @@ def write_report(runs_2d):
     tables["posterior_2d"] = posterior_2d.partition("\n\n")[0]
     logs = {run: read_log(RELEASED / "mnist" / run, results[run]["epochs"]) for run in BY_SCHEDULE if run in results}
     missing = [run for run in BY_SCHEDULE if run not in logs]
-    tables["schedules"] = f"Not all trained yet: {', '.join(missing)}."
+    tables["schedules"] = textwrap.fill(f"Not all trained yet: {', '.join(missing)}.", 120)
     if not missing:
         from canvas import save_figure
 
