@@ -25,7 +25,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from command_line import cluster, is_first, strategy_kind
-from run_folder import digest, reading
+from run_folder import digest, reading, signals_go_to
 
 SECONDS_TO_COME = 300  # from the first worker to the last
 SECONDS_TO_ANSWER = 8  # a worker that has not answered twice is lost
@@ -134,17 +134,6 @@ def meet(workers, index):
 
 
 @contextlib.contextmanager
-def default_signals():
-    """While open, Ctrl-C and SIGTERM end the process at once, though TensorFlow be deaf; it changes SIGTERM's, too."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
 def open_strategy(parameters, *others):
     """The strategy of runs, TensorFlow's default one for a single device; other workers are watched until the end.
 
@@ -154,7 +143,8 @@ def open_strategy(parameters, *others):
     if kind == "multi_worker":
         workers, index = cluster()
         meet(workers, index)
-        with reading("TF_CONFIG: its workers do not come together"), default_signals():
+        # Ctrl-C and SIGTERM end the process at once, though TensorFlow be deaf; it changes SIGTERM's handler, too.
+        with reading("TF_CONFIG: its workers do not come together"), signals_go_to(signal.SIG_DFL):
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         for name in [name for i, name in enumerate(workers) if i != index]:
             threading.Thread(target=watch, args=[name, workers[name], finished], daemon=True).start()

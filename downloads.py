@@ -66,7 +66,6 @@ def download(url: str, output_file: str, _) -> None:
     """pooch's downloader, with limits: its own takes any size, and waits for whole chunks however slowly they drip."""
     import requests
     from tqdm import tqdm
-    from urllib3.exceptions import HTTPError
 
     limits = {"stream": True, "timeout": SERVER_TIMEOUT, "hooks": {"response": check_redirect}}
     before = sum(path.stat().st_size for path in Path(output_file).parent.iterdir())
@@ -74,12 +73,9 @@ def download(url: str, output_file: str, _) -> None:
         response.raise_for_status()
         total = int(response.headers.get("Content-Length", 0))
         with open(output_file, "wb") as file, tqdm(total=total, unit="B", unit_scale=True) as bar:
-            try:
-                while chunk := response.raw.read1(2**16):
-                    bar.update(file.write(chunk))
-                    require(before + file.tell() <= DOWNLOAD_BYTES, f"more than {DOWNLOAD_BYTES:,} bytes")
-            except HTTPError as error:  # of urllib3, which requests does not translate here
-                raise OSError(str(error)) from error
+            while chunk := response.raw.read1(2**16):
+                bar.update(file.write(chunk))
+                require(before + file.tell() <= DOWNLOAD_BYTES, f"more than {DOWNLOAD_BYTES:,} bytes")
 
 
 def check_redirect(response, **_) -> None:

@@ -149,20 +149,27 @@ def lock(folder, inside=("**",), wait=False):
 
 
 @contextlib.contextmanager
+def signals_go_to(handler):
+    """While open, Ctrl-C and SIGTERM are handled so; gives the handlers before: {number of the signal: handler}."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield before
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+@contextlib.contextmanager
 def stop_asked():
     """While open, Ctrl-C and SIGTERM only add to the list that this gives; a second one stops at once."""
-    asked, handlers = [], {}
+    asked = []
 
     def ask(number, _):
         asked.append(number)
-        signal.signal(number, handlers[number])
+        signal.signal(number, before[number])
 
-    handlers |= {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_go_to(ask) as before:
         yield asked
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def digest(*parts):

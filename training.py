@@ -360,11 +360,10 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
                         bounds = done.total / len(inputs[1]), validation_bound()
                         if not np.isfinite(bounds[1]):
                             raise diverged(f"epoch {epoch.number}: the bound of validation images", parameters)
-                        write_images(writer, epoch.number, images)
+                        record = log_record(epoch, *bounds, done.seconds)
+                        write_tensorboard(writer, record, images)
                         if epoch.number in parameters.snapshot_epochs:
                             save_weights(model, folder / "snapshots" / f"epoch{epoch.number:04d}.weights.h5")
-                    record = log_record(epoch, *bounds, done.seconds)
-                    write_scalars(writer, record)
                     done = Progress([*done.log, record], seconds=done.seconds)
                 stop = any(everyone(len(asked)))
                 if stop or due(checkpoints.saved) or done.epochs == plan[-1].number:
@@ -391,16 +390,11 @@ def log_record(epoch, bound_train, bound_validation, seconds):
     }
 
 
-def write_scalars(writer, record):
-    """Show a record in TensorBoard."""
-    with tensorflow_writes("tensorboard/"), writer.as_default():
+def write_tensorboard(writer, record, images):
+    """Show a record, and after epochs 1, 2, 4, 8, .. images() as well: {name: [rows, columns] in [0, 1]}."""
+    epoch = record["epoch"]
+    with tensorflow_writes("tensorboard/"), writer.as_default(epoch):
         for name, value in record.items():
-            tf.summary.scalar(name, value, step=record["epoch"])
-
-
-def write_images(writer, epoch, images):
-    """Show images() in TensorBoard after epochs 1, 2, 4, 8, ..: {name: [rows, columns] in [0, 1]}."""
-    if epoch & (epoch - 1) == 0:
-        with tensorflow_writes("tensorboard/"), writer.as_default():
-            for name, image in images().items():
-                tf.summary.image(name, image[None, :, :, None], step=epoch)
+            tf.summary.scalar(name, value)
+        for name, image in images().items() if epoch & (epoch - 1) == 0 else ():
+            tf.summary.image(name, image[None, :, :, None])

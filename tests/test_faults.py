@@ -475,7 +475,7 @@ def test_tensorboard_that_cannot_be_written(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
     try:
         with pytest.raises(OSError, match="cannot write tensorboard/: .*File too large.*Way out"):
-            training.write_scalars(writer, {"epoch": 1, "bound_train": -1.0})
+            training.write_tensorboard(writer, {"epoch": 1, "bound_train": -1.0}, dict)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
