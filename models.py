@@ -187,13 +187,17 @@ class Autoencoder(keras.Model):
         """x [batch, features] -> E[x | z_1 = the mean of q(z_1 | x)] [batch, features]."""
         return self.decode(self.encode(x).mean())
 
+    def sample_prior(self, n, seed):
+        """[z_1 .. z_L], each [n, units], n ancestral samples of the prior. seed: [2] integers, stateless."""
+        *seeds, top_seed = tf.unstack(split_seed(seed, len(self.latent_units)))
+        z = [self.prior().sample(n, seed=top_seed)]
+        for layer, layer_seed in zip(self.decoder[:0:-1], seeds, strict=True):
+            z.insert(0, layer.distribution(z[0]).sample(seed=layer_seed))
+        return z
+
     def sample(self, n, seed):
         """E[x | z_1] [n, features] at n ancestral samples of the prior. seed: [2] integers, stateless."""
-        *seeds, top_seed = tf.unstack(split_seed(seed, len(self.latent_units)))
-        z = self.prior().sample(n, seed=top_seed)
-        for layer, layer_seed in zip(self.decoder[:0:-1], seeds, strict=True):
-            z = layer.distribution(z).sample(seed=layer_seed)
-        return self.decode(z)
+        return self.decode(self.sample_prior(n, seed)[0])
 
 
 def snapshots(folder):
@@ -206,21 +210,29 @@ def snapshots(folder):
 def keep_units(model, kept):
     """A copy of a model with only some of its latent units: the others' part of encoder, decoder and prior is gone.
 
+    What reads them has their mean under the prior in its bias instead: that of a dead unit is 0 in the top layer alone.
     kept: for each layer an array of booleans [units], or of indices.
     """
+    above = zip(model.decoder[1:], model.sample_prior(1000, (0, 0))[1:], strict=True)
+    means = [layer.distribution(z).mean().numpy().mean(axis=0) for layer, z in above]
+    means.append(np.zeros(model.latent_units[-1]))
+    for mean, layer in zip(means, kept, strict=True):
+        mean[layer] = 0  # these stay
     hidden_units = [[layer.units for layer in part.hidden] for part in model.encoder]
     units = [len(np.arange(n)[layer]) for n, layer in zip(model.latent_units, kept, strict=True)]
     data = model.decoder[0]
     smaller = Autoencoder(np.zeros(data.head.units), units, hidden_units, data.likelihood)
-    below = [slice(None), *kept[:-1]]
-    encoder = zip(smaller.encoder, model.encoder, below, kept, strict=True)
-    decoder = zip(smaller.decoder, model.decoder, kept, below, strict=True)
-    for ours, theirs, inputs, outputs in (*encoder, *decoder):
+    below, means_below = [slice(None), *kept[:-1]], [np.zeros(data.head.units), *means[:-1]]
+    encoder = zip(smaller.encoder, model.encoder, below, kept, means_below, strict=True)
+    decoder = zip(smaller.decoder, model.decoder, kept, below, means, strict=True)
+    for ours, theirs, inputs, outputs, constant in (*encoder, *decoder):
         hidden = {id(variable) for layer in theirs.hidden for variable in layer.weights}
         for new, old in zip(ours.weights, theirs.weights, strict=True):
             value = old.numpy()
             if old is theirs.hidden[0].kernel:
                 value = value[inputs]
+            elif old is theirs.hidden[0].bias:
+                value = value + constant @ theirs.hidden[0].kernel.numpy()
             elif id(old) not in hidden and value.ndim:  # of a head: kernel or bias
                 value = value[..., outputs]
             new.assign(value)

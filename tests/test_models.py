@@ -166,17 +166,20 @@ def test_load_run_gives_the_model_back(small_net, x_small, tmp_path, layers, lik
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_a_unit_that_does_nothing_can_be_taken_out(small_net, x_small, layers, likelihood):
-    """Dead: q of it is the prior, nothing reads it. Without it every log weight at the same samples is the same."""
+    """Dead: q of it is the prior, whatever the input. Without it every log weight at the same samples is the same.
+
+    In the top layer nothing reads it; in the others it is the constant 1.5, which what reads it depends on.
+    """
     model, x = small_net(layers, likelihood), tf.constant(x_small[:5])
     kept = [np.arange(units) != 1 for units in model.latent_units]
-    for part in (*model.encoder, *model.decoder[1:]):  # unit 1 of every layer: standard normal from both sides
-        for head in (part.mean, part.log_std):
+    for part in (*model.encoder, *model.decoder[1:]):  # unit 1 of every layer: the same from both sides
+        top = part is model.encoder[-1]
+        for head, value in ((part.mean, 0.0 if top else 1.5), (part.log_std, 0.0 if top else -12.0)):
             column = tf.one_hot(1, head.units)
             head.kernel.assign(head.kernel * (1 - column))
-            head.bias.assign(head.bias * (1 - column))
-    for part in (*model.encoder[1:], *model.decoder):  # and read by none
-        kernel = part.hidden[0].kernel
-        kernel.assign(kernel * (1 - tf.one_hot(1, kernel.shape[0])[:, None]))
+            head.bias.assign(head.bias * (1 - column) + value * column)
+    kernel = model.decoder[-1].hidden[0].kernel  # what reads the top layer
+    kernel.assign(kernel * (1 - tf.one_hot(1, kernel.shape[0])[:, None]))
     smaller = keep_units(model, kept)
     noise = model.draw_noise(7, 5, (0, 1))
 
