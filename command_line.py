@@ -124,10 +124,9 @@ def inconsistencies(p, legal):
         takes, value = OBJECTIVE_PARAMETERS.get(p.objective) == name, getattr(p, name)
         if takes != (value is not None):
             found.append(f"{name} = {value}: objective {p.objective!r} {'needs' if takes else 'does not take'} a value")
-    for name in filter(partial(legal, "optimizer"), ("momentum", "output_rate")):
-        default, value = getattr(type(p), name), getattr(p, name)
-        if p.optimizer == "adam" and legal(name) and value != default:
-            found.append(f"{name} = {value}: of Muon alone: --optimizer muon, or --{name} {default}")
+    for name in ("momentum", "output_rate") if p.optimizer == "adam" else ():
+        if legal(name) and getattr(p, name) != (default := getattr(type(p), name)):
+            found.append(f"{name} = {getattr(p, name)}: of Muon alone: --optimizer muon, or --{name} {default}")
     if legal("epochs") and p.schedule == "paper" and p.epochs and p.epochs > PAPER_EPOCHS:
         found.append(f"epochs = {p.epochs}: the paper's schedule has {PAPER_EPOCHS}")
     if legal("snapshot_epochs", "epochs", "schedule", "rate_scale", "k"):
