@@ -149,25 +149,31 @@ def finished(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_finished_run_is_released(finished):
+@pytest.mark.parametrize("evaluations", [1, 3])
+def test_a_finished_run_is_released(finished, evaluations):
+    """With as many evaluations as it has; that of the test images is one of them."""
+    for place in list(EVALUATIONS)[evaluations:]:
+        shutil.rmtree(finished / place)
     release(finished)
     target = runs.RELEASED / "mnist" / finished.name
     files = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    kept = {"model.weights.h5", "log.jsonl", "log_likelihoods.npy", "results.json"}
-    kept |= {f"{place}/{name}" for place in EVALUATIONS if place for name in ("log_likelihoods.npy", "results.json")}
+    kept = {"model.weights.h5", "log.jsonl"}
+    for place in list(EVALUATIONS)[:evaluations]:
+        kept |= {(Path(place) / name).as_posix() for name in ("log_likelihoods.npy", "results.json")}
     assert files == kept | {"parameters.json"}
     assert all((target / name).read_bytes() == (finished / name).read_bytes() for name in kept)
     parameters = json.loads((target / "parameters.json").read_text())
     assert parameters == {"results_dir": "results", "datasets_dir": None, "k": 5}
-    assert len(runs.read_released()) == 3
+    assert len(runs.read_released()) == evaluations
 
 
 @pytest.mark.parametrize(
     "damage, told",
     [
-        (lambda folder: (folder / "model.weights.h5").unlink(), "not trained to its end"),
-        (lambda folder: (folder / "unitsactive" / "results.json").unlink(), "unitsactive: no evaluation there"),
-        (lambda folder: evaluated(folder, 85.0, k_evaluation=500), "seed0: no evaluation there, or another than"),
+        (lambda folder: (folder / "model.weights.h5").unlink(), "has no model.weights.h5"),
+        (lambda folder: (folder / "results.json").unlink(), "has no results.json"),
+        (lambda folder: evaluated(folder / "unitsactive", 85.0), "unitsactive: another evaluation than"),
+        (lambda folder: evaluated(folder, 85.0, k_evaluation=500), "seed0: another evaluation than"),
     ],
 )
 def test_an_unfinished_run_is_not_released(finished, damage, told):
