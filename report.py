@@ -75,8 +75,9 @@ def shown(results, paper):
 
 
 def minutes(results):
-    """The time of training, a mean over seeds."""
-    return f"{fmean(r['train_seconds'] for r in results) / 60:.0f} min" if results else ""
+    """The time of training, of several seeds the shortest and the longest: they were not all on one machine."""
+    times = [r["train_seconds"] / 60 for r in results]
+    return " to ".join(dict.fromkeys(f"{f(times):.0f}" for f in (min, max))) + " min" if times else ""
 
 
 def table_1(results):
