@@ -51,7 +51,7 @@ def gradient_moments(model, gradients, estimators, targets, x, k, replicates, se
     target (`losses.TARGETS`): the reparameterised gradient of the same bounds at the same k, so it tells what leaving
     out the score costs; other rows are their own targets, with bias 0.
 
-    gradients: `training.gradients`; estimators: functions of log_w; targets: [estimators], an index for each; x:
+    gradients: `gradients.gradients`; estimators: functions of log_w; targets: [estimators], an index for each; x:
     [n, features] as fed to the encoder. Returns [n, 3, estimators, 2]: encoder, then decoder.
     """
     variables = [model.phi, model.theta]

@@ -300,9 +300,10 @@ def diagnose_run(run, others):
     others: [Parameters], of which objective and k count.
     """
     from diagnostics import diagnostic_arrays
+    from gradients import gradients
     from losses import TARGETS
     from plotting import DIAGNOSTICS
-    from training import gradients, objective_of, step_milliseconds
+    from training import objective_of, step_milliseconds
 
     folder, place, parameters, data, _ = run
     model, x = load_model(folder), evaluation_images(parameters, data)

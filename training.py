@@ -1,4 +1,4 @@
-"""Training: the gradient of any objective at any depth, compiled stretches of steps, checkpoints, logs."""
+"""Training: compiled stretches of steps, checkpoints, logs, the step that is not finite."""
 
 import json
 import time
@@ -9,8 +9,9 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from checkpoints import Checkpoints, tensorflow_writes
-from distributed import everyone, on_replicas, over_replicas, run_alike, whole
-from losses import TwoBounds, build_objective, gather_samples, resample
+from distributed import everyone, on_replicas, over_replicas, run_alike
+from gradients import draw, gradients, gradients_given
+from losses import build_objective
 from models import fold_seed, random_uniform, save_weights, snapshots, split_seed
 from optimizers import assign, averaged_weights, build_optimizer, values_of
 from run_folder import due, stop_asked, write_text
@@ -18,73 +19,6 @@ from schedules import Epoch, describe, epoch_inputs, plan_epochs
 
 STRETCHES_PER_EPOCH = 5  # entries into Python, for the progress bar, checkpoints and Ctrl-C
 STEPS_TIMED = 20  # for the estimate of a run's time
-
-
-def gradients(model, objective, x, k, seed, backward_samples=None, own=whole):
-    """Bound and gradients to ascend, as of `gradients_given`, with k samples drawn from a seed, [2] integers."""
-    return gradients_given(model, objective, x, *draw(model, k, tf.shape(x)[0], seed), backward_samples, own)
-
-
-def draw(model, k, batch, seed):
-    """The random numbers of a step: noise, as of `draw_noise`, and uniforms [batch] in [0, 1) for `subsample`."""
-    noise_seed, resampling_seed = tf.unstack(split_seed(seed))
-    noise = model.draw_noise(k, batch, noise_seed)
-    return noise, random_uniform([batch], resampling_seed, dtype=noise[0].dtype)
-
-
-def gradients_given(model, objective, x, noise, uniform, backward_samples=None, own=whole):
-    """Bound and gradients to ascend, of the mean over the batch, for any objective and any number of layers.
-
-    Three steps: log_w of all k samples, without gradients; the objective's weights, which are constants; the backward
-    pass, with z cut from the encoder and re-attached with a weight of its own. (Compiled, the forward pass of the third
-    step is the first one's.) With `backward_samples` = s < k only s samples are differentiated: see `subsample`.
-
-    objective: a function log_w -> Objective; x: [batch, features]; noise, uniform: of `draw`; own: see `over_replicas`.
-    Returns bound [batch] in nats, gradients for model.phi + model.theta; of a replica its own part of the bound, and
-    its share of the gradients. Raises ValueError for `backward_samples` with an objective of two bounds.
-    """
-    k, batch = noise[0].shape[0], tf.shape(x)[0]
-    noise, x = [own(layer, 1) for layer in noise], own(x, 0)
-    q = model.encode(x)
-    z = model.sample_posterior(q, noise)
-    estimate = objective(model.log_joint(x, z) - model.log_q_z_given_x(q, z))
-    bound, *weights = estimate
-    two_bounds = isinstance(estimate, TwoBounds)
-    if two_bounds and backward_samples is not None:
-        raise ValueError(f"backward_samples = {backward_samples}: must be None for an objective of two bounds")
-    if backward_samples is not None and backward_samples < k:  # a stage of the schedule may have a smaller k
-        weights, noise = subsample(weights, noise, backward_samples, own(uniform, 0))
-    decoder, path, score = (tf.stop_gradient(weight) / tf.cast(batch, bound.dtype) for weight in weights)
-
-    with tf.GradientTape() as encoder_tape:
-        q = model.encode(x)
-        z = model.sample_posterior(q, noise)
-        with tf.GradientTape(persistent=two_bounds) as decoder_tape:
-            z_cut = [tf.stop_gradient(layer) for layer in z]
-            decoder_tape.watch(z_cut)
-            log_q = model.log_q_z_given_x(q, z_cut)
-            log_w = model.log_joint(x, z_cut) - log_q
-            for_decoder, for_path = tf.reduce_sum(decoder * log_w), tf.reduce_sum(path * log_w)
-        d_theta, d_z = decoder_tape.gradient(for_decoder, (model.theta, z_cut))
-        if two_bounds:
-            d_z = decoder_tape.gradient(for_path, z_cut)
-        else:  # d_z carries the decoder's weight; where that has underflowed to 0 the path's is 0 as well
-            d_z = [tf.math.divide_no_nan(path, decoder)[..., None] * layer for layer in d_z]
-        reattached = [tf.reduce_sum(tf.stop_gradient(d) * layer) for d, layer in zip(d_z, z, strict=True)]
-        surrogate = tf.add_n(reattached) + tf.reduce_sum(score * log_q)
-    return bound, encoder_tape.gradient(surrogate, model.phi) + d_theta
-
-
-def subsample(weights, noise, count, uniform):
-    """`count` of k samples, drawn in proportion to the decoder's weights: the three weights and the noise of each.
-
-    Unbiased, since every weight is then a ratio to the decoder's. weights: [k, batch] each; noise: [k, batch, units];
-    uniform: [batch] in [0, 1).
-    """
-    chosen = resample(weights[0], count, uniform)
-    decoder, path, score = (gather_samples(weight, chosen) for weight in weights)
-    weights = [tf.ones_like(decoder)] + [tf.math.divide_no_nan(weight, decoder) for weight in (path, score)]
-    return [weight / count for weight in weights], [gather_samples(layer, chosen) for layer in noise]
 
 
 def objective_of(parameters):

@@ -6,10 +6,10 @@ import tensorflow as tf
 from scipy.special import logsumexp, softmax
 
 import diagnostics
+from gradients import gradients
 from losses import OBJECTIVES, TARGETS
 from models import fold_seed
 from plotting import DIAGNOSTICS
-from training import gradients
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -1,4 +1,4 @@
-"""`training.gradients` against automatic differentiation, and in the mean against a model with exact answers.
+"""`gradients.gradients` against automatic differentiation, and in the mean against a model with exact answers.
 
 The z-tests ask whether two estimators, fed the same noise, have the same mean gradient. In all of them together fewer
 than COORDINATES figures are looked at, so that correct code fails with a probability below FALSE_ALARM; seeds are
@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from scipy.stats import multivariate_normal, norm
 
-import training
+from gradients import gradients
 from losses import (
     OBJECTIVES,
     TARGETS,
@@ -27,7 +27,6 @@ from losses import (
     split_groups,
 )
 from models import Autoencoder, random_normal, split_seed
-from training import gradients
 
 FALSE_ALARM, COORDINATES = 1e-4, 1000
 Z_LIMIT = norm.isf(FALSE_ALARM / 2 / COORDINATES)  # 5.3
@@ -547,7 +546,7 @@ def test_that_test_catches_samples_drawn_evenly(name, monkeypatch):
     def evenly(weights, count, uniform):
         return resample(tf.ones_like(weights) / 8, count, uniform)
 
-    monkeypatch.setattr(training, "resample", evenly)
+    monkeypatch.setattr("gradients.resample", evenly)
     assert_caught(f"{name}, samples drawn evenly", subsampling_z(name, 1))
 
 
