@@ -3,9 +3,9 @@
 python experiments.py                                       PARAMETERS, once per objective in COMPARE
 python experiments.py iwae_l1_k50 --epochs 3 --seed 2       a named run, any field of Parameters overridden
 python experiments.py estimators                            a named group of runs, compared with its first
-python experiments.py estimators --shard 1/3                the first third of them: two shards never take the same run
+python experiments.py estimators --shard 1/3                a third of them: two shards never take the same run
 python experiments.py --list                                the named runs and groups, with the paper's numbers
-python experiments.py --report                              the README's tables again, from pretrained/ alone
+python experiments.py --report                              the README's tables of what is in pretrained/, again
 """
 
 import contextlib

@@ -122,7 +122,7 @@ def gather_samples(values, indices):
 class Objective(NamedTuple):
     """What an estimator makes of ``log_w``: a bound to report and three constant weights that form the gradient.
 
-    With z cut from the encoder, the gradients that `gradients.gradients` ascends are
+    With z cut from the encoder, the gradients that `gradients.gradients_given` gives are
 
         decoder: sum_k decoder * d log_w / d theta
         encoder: sum_k path * (d log_w / d z) (d z / d phi) + score * d log q(z | x) / d phi at fixed z

@@ -227,7 +227,8 @@ Share of peak: matrix products of the step against a product of two square matri
 
 - `backward_samples=8`, k = 50, one layer: {subsampled}.
 - L_500 of 1,000 images, one layer: {", ".join(f"{name} {s:.2f} s" for name, s in likelihoods.items())}.
-- Start: imports {imported:.1f} s; net, compilation, first step {compiled:.1f} s; then {1000 * step:.1f} ms a step.
+- Start: imports {imported:.1f} s; net, compilation, first step {compiled:.1f} s; one step called
+  alone then {1000 * step:.1f} ms (one layer, k = 5).
 
 ![Time per step against k](time_per_step.png)
 """

@@ -1,4 +1,4 @@
-"""evaluation.py: the streaming likelihood, active units, comparisons, the arrays of the figures."""
+"""evaluation.py: the streaming likelihood, active units, the arrays of the figures."""
 
 import numpy as np
 import pytest

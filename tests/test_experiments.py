@@ -252,7 +252,7 @@ def test_load_run_gives_the_model_back(iwae, tiny):
 
 def test_the_readmes_example(iwae, tiny, capsys):
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
-    for there, here in (("results/mnist/iwae__seed0", iwae), ('"mnist"', repr(str(tiny)))):
+    for there, here in (("pretrained/mnist/dreg_l2_k50_fast__seed0", iwae), ('"mnist"', repr(str(tiny)))):
         assert there in code
         code = code.replace(there, str(here))
     found = {}

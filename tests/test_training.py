@@ -1,4 +1,4 @@
-"""training.py: schedules, data order, binarisation, optimizers, averaged weights, checkpoints."""
+"""training.py, schedules.py, optimizers.py, checkpoints.py: what a training does, and in which order."""
 
 import gc
 import itertools
