@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 from command_line import (
     EVALUATION,
+    NOT_IN_NAME,
     OBJECTIVE_PARAMETERS,
     OBJECTIVES,
     illegal_values,
@@ -82,7 +83,7 @@ class Parameters:
     split: str = "test"  # evaluate on train, validation or test images
     images: int | None = None  # the first so many of them, 2 or more; None: all
     units: str = "all"  # evaluate the net as it is, or with its active latent units alone: all or active
-    pretrained: bool = False  # take the weights in pretrained/, where there are some, in place of training
+    pretrained: bool = False  # take the weights in pretrained/, of the paper's cells those by `fast`, and train nothing
     train: bool = True  # train, or go on with what is on disk
     evaluate: bool = True  # log-likelihood, ELBO, active units
     plot: bool = True  # figures
@@ -181,6 +182,8 @@ def resolve(names, overrides, wrong=()):
     names = [objective if name in OBJECTIVES and objective in OBJECTIVES else name for name in names or COMPARE]
     for name in ALIASES.keys() & names if overrides.get("k", 1) != 1 else ():
         wrong.append(f"{name} --k {overrides['k']}: {name} is {ALIASES[name]} at k = 1 alone: name another run")
+    if overrides.get("pretrained") and overrides.keys() <= NOT_IN_NAME:  # 3280 passes were not trained
+        names = [f"{name}_fast" if name in PAPER else name for name in (ALIASES.get(name, name) for name in names)]
     asked = [(base, replace(run, **overrides)) for name in names for base, run in runs_called(name)]
     taken = {OBJECTIVE_PARAMETERS.get(parameters.objective) for _, parameters in asked} - {None}
     for base, parameters in asked:  # of several runs, a parameter of an objective is for those that take it

@@ -496,6 +496,15 @@ def test_at_one_sample_both_names_are_one_run(alias, name):
     assert resolve([alias], {"seed": 3, "epochs": 2}) == resolve([name], {"seed": 3, "epochs": 2})
 
 
+@pytest.mark.parametrize(
+    "name, run", [("iwae_l1_k50", "iwae_l1_k50_fast"), ("iwae_l1_k1", "vae_l1_k1_fast"), ("iwae_2d_k5", "iwae_2d_k5")]
+)
+def test_a_cell_of_the_paper_is_released_by_the_fast_schedule(name, run):
+    ((found, parameters),) = resolve([name], {"pretrained": True, "seed": 1})
+    assert found == run and parameters == replace(NAMED_RUNS[run], pretrained=True, seed=1)
+    assert resolve(["vae_l1_k1"], {"pretrained": True, "epochs": 121})[0][0] == "vae_l1_k1__epochs121"
+
+
 def test_doubles_run_once_and_order_is_kept():
     assert [name for name, _ in resolve(["iwae_l1_k5", "vae_l1_k5", "iwae_l1_k5"], {})] == ["iwae_l1_k5", "vae_l1_k5"]
     assert [name for name, _ in resolve(["iwae", "iwae"], {})] == ["iwae"]
