@@ -117,20 +117,25 @@ def installed():
     return found
 
 
-def step_times(images, references, curve, rounds):
-    """Median milliseconds per step, {(contender, net, k): ms}, and the peak in GFLOP/s of the same sitting."""
+def step_times(images, references, quick):
+    """Median milliseconds per step, {(contender, net, k): ms}, and the peak in GFLOP/s of the same sitting.
+
+    Unless `quick` all that main() writes, too: of more k, of subsampled steps {(batch, backward_samples): ms}.
+    """
     runs = {"square": (square_run(), 1)}
+    curve = [] if quick else [(net, k) for net in DEPTHS for k in CURVE]
     for net, k in dict.fromkeys([*CELLS, *curve]):
         steps = max(8, 300 // k)
         runs["ours", net, k] = our_run(images, *NETS[net], k), steps
         for name, reference in references.items() if (net, k) in CELLS else ():
             runs[name, net, k] = reference.make_run(images, *NETS[net], k, BATCH), steps
-    runs["last product"] = last_product_run(), 50
-    for batch in BATCH, 100:
-        for samples in None, 8:
+    if not quick:
+        runs["last product"] = last_product_run(), 50
+        for batch, samples in ((BATCH, 8), (100, None), (100, 8)):
             runs[batch, samples] = our_run(images, *NETS["l1"], 50, batch, backward_samples=samples), 8
-    times = measure(runs, rounds)
+    times = measure(runs, rounds=3 if quick else 9)
     peak = 2 * SQUARE**3 / times.pop("square") / 1e9
+    times[BATCH, None] = times["ours", "l1", 50]
     return {name: 1000 * value for name, value in times.items()}, peak
 
 
@@ -194,13 +199,12 @@ def curve_figure(times):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="our step alone, under a minute; prints, and writes no table"
+        "--quick", action="store_true", help="our step alone, about a minute; prints, and writes no table"
     )
     parser.add_argument("--json", metavar="FILE", help="write the medians of our step, in ms, to a file")
     options = parser.parse_args()
     images, references = make_images(), {} if options.quick else installed()
-    curve = [] if options.quick else [(net, k) for net in DEPTHS for k in CURVE]
-    times, peak = step_times(images, references, curve, rounds=3 if options.quick else 9)
+    times, peak = step_times(images, references, options.quick)
     table = step_table(times, peak, list(references))
     print(table)
     if options.json:
