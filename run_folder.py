@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 SECONDS_BETWEEN_CHECKPOINTS = 30
+STOPS = (signal.SIGINT, signal.SIGTERM)
 LOGGED = ("bound_train", "bound_validation", "seconds")  # what is read of a record of log.jsonl
 
 
@@ -150,10 +151,10 @@ def lock(folder, inside=("**",), wait=False):
 
 @contextlib.contextmanager
 def signals_go_to(handler):
-    """While open, Ctrl-C and SIGTERM are handled so; gives the handlers before: {number of the signal: handler}."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    """While open, the signals of STOPS are handled so."""
+    before = {number: signal.signal(number, handler) for number in STOPS}
     try:
-        yield before
+        yield
     finally:
         for number, former in before.items():
             signal.signal(number, former)
@@ -162,13 +163,13 @@ def signals_go_to(handler):
 @contextlib.contextmanager
 def stop_asked():
     """While open, Ctrl-C and SIGTERM only add to the list that this gives; a second one stops at once."""
-    asked = []
+    asked, before = [], {number: signal.getsignal(number) for number in STOPS}
 
     def ask(number, _):
         asked.append(number)
         signal.signal(number, before[number])
 
-    with signals_go_to(ask) as before:
+    with signals_go_to(ask):
         yield asked
 
 
