@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -56,11 +57,11 @@ def our_run(images, latent_units, hidden_units, k, batch=BATCH, **fields):
     return lambda steps: stretch(order, rates, seed, 0, steps).numpy()
 
 
-def square_run():
-    """A function of a number of times that multiplies two large square matrices so often."""
+def square_run(jit_compile):
+    """A function of a number of times that multiplies two large square matrices so often, by XLA or by oneDNN."""
     a = tf.random.normal([SQUARE, SQUARE])
-    product = tf.function(lambda: tf.reduce_sum(tf.matmul(a, a)[0]))
-    return lambda times: [product().numpy() for _ in range(times)]
+    product = tf.function(lambda a: tf.matmul(a, a)[0], jit_compile=jit_compile)
+    return lambda times: [product(a).numpy() for _ in range(times)]
 
 
 def last_product_run():
@@ -122,7 +123,7 @@ def step_times(images, references, quick):
 
     Unless `quick` all that main() writes, too: of more k, of subsampled steps {(batch, backward_samples): ms}.
     """
-    runs = {"square": (square_run(), 1)}
+    runs = {"square": (square_run(jit_compile=False), 1)}
     curve = [] if quick else [(net, k) for net in DEPTHS for k in CURVE]
     for net, k in dict.fromkeys([*CELLS, *curve]):
         steps = max(8, 300 // k)
@@ -130,6 +131,7 @@ def step_times(images, references, quick):
         for name, reference in references.items() if (net, k) in CELLS else ():
             runs[name, net, k] = reference.make_run(images, *NETS[net], k, BATCH), steps
     if not quick:
+        runs["square by XLA"] = square_run(jit_compile=True), 1
         runs["last product"] = last_product_run(), 50
         for batch, samples in ((BATCH, 8), (100, None), (100, 8)):
             runs[batch, samples] = our_run(images, *NETS["l1"], 50, batch, backward_samples=samples), 8
@@ -138,15 +140,19 @@ def step_times(images, references, quick):
     return {name: 1000 * value for name, value in times.items()}, peak
 
 
+def rate(net, k, milliseconds):
+    """GFLOP/s of the matrix products of a step."""
+    return products(net, k) / milliseconds / 1e6
+
+
 def step_table(times, peak, names):
     """Markdown: a row for each net and k, a column for each contender, our ratio to it, our share of the peak."""
     header = ["net", "ours, ms"] + [f"{name}, ms" for name in names] + [f"ours / {name}" for name in names]
     rows = []
     for net, k in CELLS:
         ours, *others = [times[name, net, k] for name in ("ours", *names)]
-        share = products(net, k) / (ours / 1000) / (peak * 1e9)
         cells = [f"{ms:.2f}" for ms in (ours, *others)] + [f"{ours / other:.2f}" for other in others]
-        rows.append([f"{DEPTHS[net]}, k = {k}", *cells, f"{share:.0%}"])
+        rows.append([f"{DEPTHS[net]}, k = {k}", *cells, f"{rate(net, k, ours) / peak:.0%}"])
     return markdown_table([*header, "share of peak"], rows)
 
 
@@ -217,17 +223,23 @@ def main():
     full = {BATCH: times["ours", "l1", 50], 100: times[100, None]}
     subsampled = ", ".join(f"{times[b, 8] / ms:.2f} of a full step at batch {b}" for b, ms in full.items())
     last_product = 2 * 50 * BATCH * 200 * FEATURES / times["last product"] / 1e6
+    by_xla = 2 * SQUARE**3 / times["square by XLA"] / 1e6
+    shares = "; ".join(
+        f"{name} " + ", ".join(f"{rate('l1', k, times[name, 'l1', k]) / by_xla:.0%}" for k in (1, 5, 50))
+        for name in ("ours", *references)
+    )
     text = f"""# Speed
 
-`python benchmarks/speed.py`, with the packages of `benchmarks/requirements.txt`: {os.cpu_count()} cores ({machine()}),
+`pip install -r benchmarks/requirements.txt && python benchmarks/speed.py`: {os.cpu_count()} cores ({machine()}),
 TensorFlow {tf.__version__}, batch {BATCH}, medians. Times change with the machine: the ratios, measured in one sitting,
 count.
 
 {table}
 
-Share of peak: matrix products of the step against a product of two square matrices of {SQUARE:,} rows,
-{peak:.0f} GFLOP/s. The decoder's last product at k = 50, [{50 * BATCH:,}, 200] by [200, {FEATURES}], has by itself
-{last_product / peak:.0%} of it in XLA.
+Share of peak: matrix products of the step against a product of two square matrices of {SQUARE:,} rows by oneDNN,
+{peak:.0f} GFLOP/s. By XLA that product has {by_xla / peak:.0%} of it, and the decoder's last product at k = 50,
+[{50 * BATCH:,}, 200] by [200, {FEATURES}], {last_product / peak:.0%}. Against XLA's, at k = 1, 5 and 50 of one layer:
+{shares}.
 
 - `backward_samples=8`, k = 50, one layer: {subsampled}.
 - L_500 of 1,000 images, one layer: {", ".join(f"{name} {s:.2f} s" for name, s in likelihoods.items())}.
@@ -240,10 +252,10 @@ Share of peak: matrix products of the step against a product of two square matri
 
 
 def machine():
-    """The processor's name, where the system tells it."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    """The processor's name, where the system tells it, and whether it has AVX-512."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.exists() else f"model name: {platform.machine()}"
+    return re.search(r"model name.*: (.*)", text)[1] + " with AVX-512" * ("avx512f" in text)
 
 
 if __name__ == "__main__":

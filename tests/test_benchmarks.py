@@ -1,0 +1,48 @@
+"""benchmarks/: what is computed and written of the times and runs that are measured there."""
+
+import numpy as np
+import pytest
+
+from benchmarks.recipes import HELD_OUT, hold_out, recipe_table
+from benchmarks.speed import CELLS, products, rate, step_table
+from datasets_download import Dataset, load_dataset
+
+
+@pytest.mark.parametrize("k, gigaflop", [(1, 0.045), (5, 0.144), (50, 1.26)])
+def test_products_of_a_step_of_one_layer(k, gigaflop):
+    """2 for a product forward, 4 backward, but for that with the image: here added up for one layer by hand."""
+    encoder = 4 * 784 * 200 + 6 * (200 * 200 + 2 * 200 * 50)
+    decoder = 6 * (50 * 200 + 200 * 200 + 200 * 784)
+    assert products("l1", k) == 20 * (encoder + k * decoder) == pytest.approx(1e9 * gigaflop, rel=0.02)
+    assert rate("l1", k, 1000.0) == pytest.approx(products("l1", k) / 1e9)
+
+
+def test_products_of_two_layers_count_every_layer_once():
+    """Of the gradient with respect to what a layer reads, all but the image's."""
+    encoder = 4 * 784 * 200 + 6 * (200 * 200 + 2 * 200 * 100)
+    upper = 6 * (100 * 100 + 100 * 100 + 2 * 100 * 50) + 6 * (50 * 100 + 100 * 100 + 2 * 100 * 100)
+    decoder = 6 * (100 * 200 + 200 * 200 + 200 * 784)
+    assert products("l2", 5) == 20 * (encoder + 5 * (upper + decoder))
+
+
+def test_step_table_compares_ours_with_each_contender():
+    times = {("ours", net, k): 2.0 for net, k in CELLS} | {("JAX", net, k): 4.0 for net, k in CELLS}
+    rows = step_table(times, peak=products("l1", 50) / 2e6 * 4, names=["JAX"]).splitlines()
+    assert len(rows) == 2 + len(CELLS)
+    assert [cell.strip() for cell in rows[4].split("|")] == ["", "1 layer, k = 50", "2.00", "4.00", "0.50", "25%", ""]
+
+
+def test_recipes_are_judged_on_images_that_they_are_not_trained_on(tmp_path):
+    x = np.arange(HELD_OUT + 30, dtype=np.float32)[:, None] / 1e5
+    data = Dataset("mnist", x, x[:5], x[:7], None, None, None, "stochastic", (1, 1))
+    hold_out(data, tmp_path / "held_out.npz")
+    held = load_dataset(str(tmp_path / "held_out.npz"))
+    assert held.x_train[:, 0].tolist() == x[:30, 0].tolist() and held.x_test[:, 0].tolist() == x[30:, 0].tolist()
+
+
+def test_recipe_table_has_the_best_first_and_pairs_each_with_the_first_recipe():
+    results = [{"nll": 90.0, "log_likelihoods": np.float32([-89, -91])}]
+    results += [{"nll": 89.0, "log_likelihoods": np.float32([-88, -90])}]
+    best, other = recipe_table([{}, {"momentum": 0.9}], results, [1.0, 2.0]).splitlines()[2:]
+    assert best.split("|")[1:] == [" `momentum=0.9` ", " 89.00 ", " -1.00 ± 0.00 ", " 2.0 s    ", ""]
+    assert other.split("|")[1].strip() == "as it stands"
