@@ -145,10 +145,7 @@ MNIST_SOURCES = (
 AMAT_SOURCES = ("http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/*",)
 OMNIGLOT_FILES = {"chardata.mat": "git-blob:016a3536ffe5e1d38e42563a18d7a78bfaf643ec"}
 OMNIGLOT_SOURCES = ("https://raw.githubusercontent.com/yburda/iwae/master/datasets/OMNIGLOT/*",)
-FASHION_SOURCES = (
-    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/*.gz",
-    "apt:dataset-fashion-mnist",
-)
+FASHION_SOURCES = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/*.gz", "apt:dataset-fashion-mnist")
 DATASETS: dict[str, Recipe] = {
     "mnist": Recipe(MNIST_FILES, MNIST_SOURCES, parse_mnist, "stochastic", MNIST_GZ),
     "mnist_fixed": Recipe(AMAT_FILES, AMAT_SOURCES, parse_mnist_fixed, "fixed"),
@@ -298,18 +295,13 @@ def grey(x: np.ndarray) -> np.ndarray:
 def binarize(x: np.ndarray, binarization: str, seed: int) -> np.ndarray:
     """x: [n, features] -> float32, the same for the same seed: the published draw of the test images.
 
-    "stochastic": 1 where u < grey(x), u float32 uniforms of np.random.default_rng(seed) in the order of x,
-    drawn in slices so that memory stays that of the answer. "fixed" and "none": grey(x).
+    "stochastic": 1 where u < grey(x), u float32 uniforms of np.random.default_rng(seed) in the order of x.
+    "fixed" and "none": grey(x).
     """
     check_binarization(binarization)
     if binarization != "stochastic":
         return grey(x)
-    rng = np.random.default_rng(seed)
-    drawn = np.empty(x.shape, np.float32)
-    for start in range(0, len(x), 1000):
-        part = grey(x[start : start + 1000])
-        drawn[start : start + 1000] = rng.random(part.shape, dtype=np.float32) < part
-    return drawn
+    return np.float32(np.random.default_rng(seed).random(x.shape, dtype=np.float32) < grey(x))
 
 
 def summary(dataset: Dataset, path: Path) -> str:

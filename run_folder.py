@@ -61,7 +61,7 @@ def whole_file(path):
             sync(part)  # before the name: a power cut leaves the old file or the new one
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # h5py has either for a full disk, in several lines
-        if isinstance(error, RuntimeError) and "errno" not in str(error):
+        if isinstance(error, RuntimeError) and "errno = " not in str(error):
             raise
         raise unwritable(path, getattr(error, "strerror", None) or system_reason(error)) from error
     finally:

