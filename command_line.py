@@ -16,7 +16,7 @@ from pathlib import Path
 
 from datasets_download import BINARIZATIONS, DATASETS, SPLITS, own_binarization
 from run_folder import reading
-from schedules import PAPER_EPOCHS, SCHEDULES, plan_epochs
+from schedules import MUON_SCHEDULES, PAPER_EPOCHS, SCHEDULES, plan_epochs
 
 OBJECTIVES = ("vae", "iwae", "stl", "dreg", "rws", "rws_dreg", "ciwae", "miwae", "miwae_dreg", "piwae", "vr", "vr_dreg")
 OBJECTIVE_PARAMETERS = {"ciwae": "beta", "miwae": "groups", "miwae_dreg": "groups", "piwae": "groups"}
@@ -66,23 +66,20 @@ def illegal_values(p):
     nested = isinstance(p.hidden_units, tuple) and all(is_counts(units, 1) for units in p.hidden_units)
     decay, count = "a number in [0, 1), and not so near to 1 that 32 bits round it", "an integer from 1 to 2147483647"
     positive = "a number above 0 that 32 bits hold: from 1.18e-38 to 3.40e+38"
+    chosen = [name for name in NAMES if name not in ("dataset", "binarization")]  # those two take other values as well
     known_data = isinstance(p.dataset, str) and (p.dataset in DATASETS or p.dataset.endswith(".npz"))
     rules = [
         ("dataset", known_data, f"one of {', '.join(DATASETS)}, or the path of a .npz file"),
         ("binarization", p.binarization in (None, *BINARIZATIONS), f"None or one of {', '.join(BINARIZATIONS)}"),
-        ("objective", p.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
         ("beta", p.beta is None or is_number(p.beta) and p.beta <= 1, "None or a number in [0, 1]"),
         ("groups", p.groups is None or is_count(p.groups), f"None or {count}"),
         ("alpha", p.alpha is None or is_number(p.alpha, below=BELOW_1), f"None or {decay}"),
         ("k", is_count(p.k), count),
         ("latent_units", is_counts(p.latent_units, 1), "a tuple of integers from 1 to 99999, such as (100, 50)"),
         ("hidden_units", nested, "a tuple of tuples of integers from 1 to 99999, such as ((200, 200), (100, 100))"),
-        ("likelihood", p.likelihood in LIKELIHOODS, f"one of {', '.join(LIKELIHOODS)}"),
-        ("schedule", p.schedule in tuple(SCHEDULES), f"one of {', '.join(SCHEDULES)}"),
         ("epochs", p.epochs is None or is_count(p.epochs, 10**5), "None or an integer from 1 to 99999"),
         ("rate_scale", p.rate_scale is None or is_number(p.rate_scale, **FLOAT32), f"None or {positive}"),
         ("batch", is_count(p.batch), count),
-        ("optimizer", p.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
         *[
             (name, is_number(getattr(p, name), below=BELOW_1), decay)
             for name in ("beta_1", "beta_2", "momentum", "ema")
@@ -95,11 +92,9 @@ def illegal_values(p):
         ("init_from", p.init_from is None or is_folder(p.init_from), "None or the folder of a trained run"),
         ("seed", is_number(p.seed, int, below=2**31), "an integer from 0 to 2147483647"),
         ("k_evaluation", is_count(p.k_evaluation), count),
-        ("split", p.split in SPLITS, f"one of {', '.join(SPLITS)}"),
         ("images", p.images is None or is_number(p.images, int, 2), "None or an integer of 2 or more"),
-        ("units", p.units in UNITS, f"one of {', '.join(UNITS)}"),
+        *[(name, getattr(p, name) in tuple(NAMES[name]), f"one of {', '.join(NAMES[name])}") for name in chosen],
         *[(name, isinstance(getattr(p, name), bool), "True or False") for name in SWITCHES],
-        ("strategy", p.strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}"),
         ("results_dir", is_folder(p.results_dir), "a folder"),
         ("datasets_dir", p.datasets_dir is None or is_folder(p.datasets_dir), "None or a folder"),
     ]
@@ -127,6 +122,9 @@ def inconsistencies(p, legal):
     for name in ("momentum", "output_rate") if p.optimizer == "adam" else ():
         if legal(name) and getattr(p, name) != (default := getattr(type(p), name)):
             found.append(f"{name} = {getattr(p, name)}: of Muon alone: --optimizer muon, or --{name} {default}")
+    if p.schedule in MUON_SCHEDULES and p.optimizer == "adam" and p.rate_scale is None:
+        way_out = "--optimizer muon, or a --rate_scale, such as 0.05, that makes them Adam's"
+        found.append(f"schedule = {p.schedule!r}: its learning rates are Muon's: {way_out}")
     if legal("epochs") and p.schedule == "paper" and p.epochs and p.epochs > PAPER_EPOCHS:
         found.append(f"epochs = {p.epochs}: the paper's schedule has {PAPER_EPOCHS}")
     if legal("snapshot_epochs", "epochs", "schedule", "rate_scale", "k"):

@@ -26,13 +26,15 @@ SCHEDULES = {
     "fast": [Stage(2, 0.0, 0.02, 5), Stage(68, 0.02, 0.0092, 5), Stage(60, 0.0092, 0.0)],
 }
 SCHEDULES["switch"] = SCHEDULES["fast"][-1:]  # to go on with another objective, as the paper does: the last stage again
+MUON_SCHEDULES = ("fast", "switch")  # whose rates are spectral norms of steps
 PAPER_EPOCHS = sum(stage.epochs for stage in SCHEDULES["paper"])
 
 
 def stages_of(schedule, epochs=None):
     """The stages of a named schedule with `epochs` passes in all; None: as they stand.
 
-    `paper` is cut short, so that its first passes stay the paper's; the others are rescaled to keep their shape.
+    `paper` is cut short, so that its first passes stay the paper's; the others are rescaled to keep their shape, but
+    for a stage of less than half a pass, as the warm-up of `fast` is below 33: it is left out.
     """
     stages = SCHEDULES[schedule]
     ends = np.cumsum([stage.epochs for stage in stages])

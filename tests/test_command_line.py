@@ -283,7 +283,8 @@ def test_legal_edge(field, value):
 )
 def test_every_listed_value_is_taken_and_every_message_lists_it(field, legal):
     for value in legal:
-        assert not any(line.startswith(f"{field} = ") for line in problems(replace(BASE, **{field: value})))
+        run = replace(BASE, rate_scale=0.05, **{field: value})  # without a scale `fast` is for Muon alone
+        assert not any(line.startswith(f"{field} = ") for line in problems(run))
     (line,) = problems(replace(BASE, **{field: "no such thing"}))
     assert all(value in line for value in legal)
 
@@ -318,7 +319,12 @@ def test_likelihood_goes_with_binarization(dataset, binarization, likelihood):
         ({"groups": 1, "objective": "vae"}, "groups = 1: objective 'vae' does not take a value"),
         ({"alpha": 0.0, "objective": "dreg"}, "alpha = 0.0: objective 'dreg' does not take a value"),
         ({"objective": "miwae", "k": 6, "groups": 4}, "groups = 4: must divide k = 6"),
-        ({"objective": "miwae", "k": 8, "groups": 2, "schedule": "fast"}, "groups = 2: must divide k = 5, then 8"),
+        (
+            {"objective": "miwae", "k": 8, "groups": 2, "schedule": "fast", "optimizer": "muon"},
+            "groups = 2: must divide k = 5, then 8",
+        ),
+        ({"schedule": "fast"}, "schedule = 'fast': its learning rates are Muon's: --optimizer muon, or a --rate_scale"),
+        ({"schedule": "switch"}, "schedule = 'switch': its learning rates are Muon's"),
         (
             {"objective": "piwae", "k": 4, "groups": 2, "backward_samples": 2},
             "backward_samples: must be None for piwae",
