@@ -39,7 +39,7 @@ BEST = {
     "vae_l1_k5": "86.02 nbip",
     "vae_l1_k50": "85.94 nbip",
     "iwae_l1_k5": "85.41 Li",
-    "iwae_l1_k50": "84.59 xqding, 84.46 Rainforth",
+    "iwae_l1_k50": "84.52, 84.46 Rainforth",
     "dreg_l1_k50": "86.73 ml-and-ds-degree",
     "vae_l2_k1": "84.83 nbip",
     "vae_l2_k5": "84.08 nbip",
@@ -52,31 +52,39 @@ EVALUATIONS = {  # the folders in that of a released run: how it is evaluated in
     "splittrain__images10000": {"k_evaluation": 5000, "split": "train", "images": 10000, "units": "all"},
     "unitsactive": {"k_evaluation": 5000, "split": "test", "images": None, "units": "active"},
 }
-# Cells by the paper's first five stages and by ours, whose curves the README shows: each pair trained on one machine.
+# Cells by the paper's first five stages and, of this seed, by ours: each pair trained on one machine.
 FAST_SEEDS = {"vae_l1_k1": 1, "iwae_l1_k5": 1, "vae_l2_k1": 0, "iwae_l2_k5": 0}
 BY_SCHEDULE = [(f"{cell}__epochs121__seed0", f"{cell}_fast__seed{seed}") for cell, seed in FAST_SEEDS.items()]
 
 
 def seeds(results, name, evaluation=""):
-    """The results of a named run, one for each released seed. results: see `runs.read_released`."""
-    return [r for folder, r in results.items() if re.fullmatch(rf"{name}__seed\d+/?{evaluation}", folder)]
+    """The released results of a named run, {seed: results}. results: see `runs.read_released`."""
+    found = [re.fullmatch(rf"{name}__seed(\d+)/?{evaluation}", folder) for folder in results]
+    return {int(match[1]): results[match[0]] for match in found if match}
 
 
 def mean(results, field="nll"):
-    """The mean over seeds, of two decimals; no text where there are none."""
-    return f"{fmean(r[field] for r in results):.2f}" if results else ""
+    """The mean over seeds, of two decimals."""
+    return f"{fmean(r[field] for r in results.values()):.2f}"
 
 
 def shown(results, paper):
     """NLL and its standard error, active units (of each seed), each followed by the paper's. paper: (NLL, units)."""
     nll = f"{mean(results)} ± {mean(results, 'nll_standard_error')}" if results else "not trained yet"
-    active = ", ".join(dict.fromkeys("+".join(map(str, r["active_units"])) for r in results))
+    active = ", ".join(dict.fromkeys("+".join(map(str, r["active_units"])) for r in results.values()))
     return [nll, paper[0] and f"{paper[0]:.2f}", active, paper[1]]
+
+
+def changed(results, test):
+    """Another NLL than that of the test images, and its difference to that of the same seeds."""
+    if not results:
+        return ""
+    return f"{mean(results)} ({fmean(r['nll'] - test[seed]['nll'] for seed, r in results.items()):+.2f})"
 
 
 def minutes(results):
     """The time of training, of several seeds the shortest and the longest: they were not all on one machine."""
-    times = [r["train_seconds"] / 60 for r in results]
+    times = [r["train_seconds"] / 60 for r in results.values()]
     return " to ".join(dict.fromkeys(f"{f(times):.0f}" for f in (min, max))) + " min" if times else ""
 
 
@@ -93,10 +101,10 @@ def table_1(results):
             continue
         name = f"{objective}_l{layers}_k{k}"
         test, train, active = (seeds(results, f"{name}_fast", evaluation) for evaluation in EVALUATIONS)
-        theirs, nlls = PAPER.get(name, ("", "")), [r["nll"] for r in test]
+        theirs, nlls = PAPER.get(name, ("", "")), [r["nll"] for r in test.values()]
         difference = f"{fmean(nlls) - theirs[0]:+.2f}" if nlls and theirs[0] else ""
         spread = f"{len(nlls)}, ± {stdev(nlls):.2f}" if len(nlls) > 1 else str(len(nlls))
-        ours = [difference, BEST.get(name, ""), spread, mean(train), mean(active), minutes(test)]
+        ours = [difference, BEST.get(name, ""), spread, changed(train, test), changed(active, test), minutes(test)]
         rows.append([f"`{name}_fast`", *shown(test, theirs), *ours])
     return markdown_table(header, rows)
 
@@ -108,8 +116,22 @@ def table_2(results):
     rows = []
     for name, (first, _, *then) in SWITCHED.items():
         before, after = seeds(results, f"{first}_fast"), seeds(results, f"{name}_fast")
+        before = {seed: r for seed, r in before.items() if seed in (after or before)}
         rows.append([f"`{name}_fast`", *shown(before, PAPER[first]), *shown(after, then), minutes(after)])
     return markdown_table(header, rows)
+
+
+def schedules_table(results, pairs):
+    """Pairs of runs, by the paper's schedule and by ours: a row for each. results: see `runs.read_released`."""
+    rows = []
+    for pair in pairs:
+        row, both = [], [results[run] for run in pair]
+        for run, r in zip(pair, both, strict=True):
+            command = re.sub(r"__(epochs|seed)", r" --\1 ", run).removesuffix(" --seed 0")
+            row += [f"`{command}`", f"{r['nll']:.2f} ± {r['nll_standard_error']:.2f}", minutes({run: r})]
+        difference, error = paired_difference(*(r["log_likelihoods"] for r in both))
+        rows.append([*row, f"{difference:+.2f} ± {error:.2f}"])
+    return markdown_table([*2 * ["`python experiments.py`", "NLL", "training"], "NLL difference"], rows)
 
 
 def schedules_figure(logs, nlls):
@@ -123,7 +145,7 @@ def schedules_figure(logs, nlls):
     of_depth = [{run: log for run, log in logs.items() if f"_{net}_" in run} for net in ("l1", "l2")]
     of_depth = [runs for runs in of_depth if runs]
     caption = "Each run's own bound on 400 validation images, with averaged weights where the schedule has them. "
-    caption += "NLL: L_5000 on the test images in the end. Both runs of a cell are of one machine."
+    caption += "Dots: -NLL in the end, L_5000 on the test images. Both runs of a cell are of one machine."
     figure = new_figure("Bound on validation images, by passes and by time", caption, 0.6 + 3.4 * len(of_depth))
     quantities = (("passes", "epoch", 1), ("minutes", "seconds", 60))
     for row, runs in zip(figure.subplots(len(of_depth), 2, sharey="row", squeeze=False), of_depth, strict=True):
@@ -132,9 +154,11 @@ def schedules_figure(logs, nlls):
             for i, (run, log) in enumerate(runs.items()):
                 style = {"color": PALETTE[i // 2], "linestyle": ("-", "--")[i % 2]}
                 label = f"{run}: NLL {nlls[run]:.2f}"
-                axes.plot([record[field] / unit for record in log], bounds[run], label=label, **style)
+                x = [record[field] / unit for record in log]
+                axes.plot(x, bounds[run], label=label, **style)
+                axes.scatter(x[-1], -nlls[run], color=style["color"], s=16)
             label_axes(axes, xlabel, "bound (nats)")
-        lowest, highest = min(np.quantile(bound, 0.1) for bound in bounds.values()), max(map(max, bounds.values()))
+        lowest, highest = min(np.quantile(bound, 0.1) for bound in bounds.values()), -min(nlls[run] for run in runs)
         axes.set_ylim(lowest, highest + 0.1 * (highest - lowest))
         legend_above(row[0])
     return figure
@@ -151,17 +175,19 @@ def write_report(runs_2d):
     leave([f"--report: {RELEASED / 'mnist' / run} is missing" for run in runs_2d if run not in results])
     posterior_2d = comparison_table({run: results[run] for run in runs_2d})
     tables["posterior_2d"] = posterior_2d.partition("\n\n")[0]
-    drawn = [run for pair in BY_SCHEDULE if results.keys() >= {*pair} for run in pair]
+    pairs = [pair for pair in BY_SCHEDULE if results.keys() >= {*pair}]
     missing = [run for pair in BY_SCHEDULE for run in pair if run not in results]
-    tables["schedules"] = textwrap.fill(f"Not trained yet: {', '.join(missing)}.", 120) if missing else ""
-    if drawn:
+    parts = [textwrap.fill(f"Not trained yet: {', '.join(missing)}.", 120)] if missing else []
+    if pairs:
         from canvas import save_figure
 
-        shown = "![Validation bound by passes and by minutes of both schedules](docs/schedules.png)"
-        tables["schedules"] = f"{shown}\n\n{tables['schedules']}".strip()
+        parts.insert(0, schedules_table(results, pairs))
+        parts.insert(1, "![Validation bound by passes and by minutes of both schedules](docs/schedules.png)")
+        drawn = [run for pair in pairs for run in pair]
         logs = {run: read_log(RELEASED / "mnist" / run, results[run]["epochs"]) for run in drawn}
         with whole_file(README.parent / "docs" / "schedules.png") as partial_file:
             save_figure(schedules_figure(logs, {run: results[run]["nll"] for run in drawn}), partial_file)
+    tables["schedules"] = "\n\n".join(parts)
     write_text(README, rewritten(README.read_text(), tables))
     print(f"tables: {README}")
 
@@ -198,18 +224,10 @@ def comparison_table(results):
     rows, first = [], next(iter(results.values()))
     for run, r in results.items():
         difference, error = paired_difference(first["log_likelihoods"], r["log_likelihoods"])
-        rows.append(
-            [
-                run,
-                r["objective"],
-                str(r["k"]),
-                f"{r['nll']:.2f} ± {r['nll_standard_error']:.2f}",
-                f"{r['elbo']:.2f}",
-                "+".join(map(str, r["active_units"])),
-                f"{difference:+.2f} ± {error:.2f}" if r is not first else "",
-                f"{r['train_seconds'] / 60:.1f} min",
-            ]
-        )
+        nll, active = f"{r['nll']:.2f} ± {r['nll_standard_error']:.2f}", "+".join(map(str, r["active_units"]))
+        against = f"{difference:+.2f} ± {error:.2f}" if r is not first else ""
+        measured = [nll, f"{r['elbo']:.2f}", active, against, f"{r['train_seconds'] / 60:.1f} min"]
+        rows.append([run, r["objective"], str(r["k"]), *measured])
     return f"{markdown_table(header, rows)}\n\n{title}"
 
 

@@ -6,17 +6,22 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 import experiments
 import report
 import runs
+from command_line import NOT_IN_NAME
 from datasets_download import binarize, load_dataset
 from docs.release import release
 from report import BEST, BY_SCHEDULE, EVALUATIONS, PAPER, rewritten, schedules_figure, table_1, table_2
+from run_folder import read_log
+from schedules import plan_epochs
 
 RELEASED_RUNS = sorted(path.parent for path in runs.RELEASED.glob("*/*/model.weights.h5"))
 REPORT = """
@@ -47,15 +52,16 @@ def cells(table):
 
 @pytest.fixture
 def made_up(tmp_path, monkeypatch):
-    """A pretrained/ of two seeds of one cell, one of a net of two layers and one whose objective was switched."""
+    """A pretrained/ of two seeds of two cells, one of a net of two layers and one whose objective was switched."""
     monkeypatch.setattr(runs, "RELEASED", tmp_path)
     for seed, nll in enumerate((85.0, 85.5)):
         folder = tmp_path / "mnist" / f"iwae_l1_k5_fast__seed{seed}"
         evaluated(folder, nll, [22 + seed], train_seconds=600.0 + 1200 * seed)
-        evaluated(folder / "splittrain__images10000", nll - 1, split="train", images=10000)
-        evaluated(folder / "unitsactive", nll + 0.125, units="active")
+    evaluated(folder / "splittrain__images10000", nll - 1, split="train", images=10000)
+    evaluated(folder / "unitsactive", nll + 0.125, units="active")
     evaluated(tmp_path / "mnist" / "iwae_l2_k50_fast__seed0", 82.25, [30, 8])
-    evaluated(tmp_path / "mnist" / "vae_l1_k1_fast__seed0", 86.5, [19])
+    for seed in range(2):
+        evaluated(tmp_path / "mnist" / f"vae_l1_k1_fast__seed{seed}", 86.5 + seed, [19])
     evaluated(tmp_path / "mnist" / "vae_to_iwae_fast__seed0", 84.75, [21])
     return runs.read_released()
 
@@ -68,19 +74,22 @@ def test_report_gives_the_readmes_tables_byte_for_byte(tmp_path):
     assert names == ["posterior_2d", "table 1", "table 2", "schedules"] and len(copy.read_text()) < len(readme) - 3000
     subprocess.run([sys.executable, "-c", REPORT, str(copy)], check=True, cwd=report.README.parent)
     assert copy.read_bytes() == report.README.read_bytes()
+    drawn, ours = (imread(page.parent / "docs" / "schedules.png") for page in (copy, report.README))
+    assert drawn.shape == ours.shape and np.abs(drawn - ours).mean() < 1e-3
 
 
 def test_table_1(made_up):
     rows = cells(table_1(made_up))
     assert set(rows) >= {f"{name}_fast" for name in PAPER | BEST} and len(rows) == 2 + 14
     ours, theirs = ["85.25 ± 0.25", "85.54", "22, 23", "22", "-0.29"], "85.41 Li"
-    assert rows["iwae_l1_k5_fast"] == [*ours, theirs, "2, ± 0.35", "84.25", "85.38", "10 to 30 min"]
+    assert rows["iwae_l1_k5_fast"] == [*ours, theirs, "2, ± 0.35", "84.50 (-1.00)", "85.62 (+0.12)", "10 to 30 min"]
     assert rows["iwae_l2_k50_fast"][:5] == ["82.25 ± 0.25", "82.90", "30+8", "26+7", "-0.65"]
     assert rows["iwae_l2_k50_fast"][6:] == ["1", "", "", "10 min"]
     assert rows["dreg_l1_k5_fast"] == ["not trained yet", "", "", "", "", "", "0", "", "", ""]
 
 
 def test_table_2(made_up):
+    """Before the switch: the NLL of the seed that was switched, alone."""
     rows = cells(table_2(made_up))
     switched = ["86.50 ± 0.25", "86.76", "19", "19", "84.75 ± 0.25", "84.88", "21", "22", "10 min"]
     assert rows["vae_to_iwae_fast"] == switched
@@ -97,6 +106,16 @@ LOG = [{"epoch": i, "seconds": 120.0 * i, "bound_train": -90.0, "bound_validatio
 ALL_BY_SCHEDULE = list(itertools.chain(*BY_SCHEDULE))
 
 
+def test_schedules_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RELEASED", tmp_path)
+    pair = "vae_l1_k1__epochs121__seed0", "vae_l1_k1_fast__seed1"
+    for run, nll in zip(pair, (89.5, 86.0), strict=True):
+        evaluated(tmp_path / "mnist" / run, nll)
+    rows = cells(report.schedules_table(runs.read_released(), [pair]))
+    fast = ["vae_l1_k1_fast --seed 1", "86.00 ± 0.25", "10 min"]
+    assert rows["vae_l1_k1 --epochs 121"] == ["89.50 ± 0.25", "10 min", *fast, "-3.50 ± 0.00"]
+
+
 @pytest.mark.parametrize("runs", [ALL_BY_SCHEDULE, ALL_BY_SCHEDULE[4:6]])
 def test_schedules_are_drawn_against_passes_and_minutes(runs):
     panels = schedules_figure(dict.fromkeys(runs, LOG), {run: 85.0 + i for i, run in enumerate(runs)}).axes
@@ -107,6 +126,8 @@ def test_schedules_are_drawn_against_passes_and_minutes(runs):
         assert [line.get_label() for line in axes.lines] == labels
         assert axes.lines[0].get_xydata()[[0, 19]].tolist() == [[first, -100], [20 * first, -90.5]]
         assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == len(axes.lines)
+        ends = [[20 * first, -85.0 - j] for j in range(len(runs))][4 * depth : 4 * depth + 4]
+        assert [dot.get_offsets().tolist()[0] for dot in axes.collections] == ends
 
 
 def test_report_shows_the_schedules_of_cells_released_by_both(tmp_path, monkeypatch):
@@ -198,6 +219,21 @@ def test_released_results_are_of_their_likelihoods_and_name_no_machine():
         parameters = json.loads((folder / "parameters.json").read_text())
         assert parameters["results_dir"] == "results" and parameters["datasets_dir"] is None
         assert not Path(parameters.get("init_from") or "").is_absolute()
+
+
+@pytest.mark.parametrize("folder", RELEASED_RUNS, ids=lambda folder: folder.name)
+def test_released_runs_are_what_their_commands_train(folder):
+    """Parameters, passes, k and learning rates are those of the named run today."""
+    given = json.loads((folder / "parameters.json").read_text())
+    name, *changes = folder.name.partition("__seed")[0].split("__epochs")
+    ours = replace(experiments.NAMED_RUNS[name], seed=given["seed"], **({"epochs": int(changes[0])} if changes else {}))
+    asked = json.loads(json.dumps(asdict(ours)))
+    trained = asked.keys() - NOT_IN_NAME - {"binarization"}  # None there is the data set's own
+    assert {field: given.get(field) for field in trained} == {field: asked[field] for field in trained}
+    log = read_log(folder, len(plan_epochs(ours)))
+    assert [(r["epoch"], r["k"], r["learning_rate"]) for r in log] == [
+        (epoch.number, epoch.k, epoch.rate_to) for epoch in plan_epochs(ours)
+    ]
 
 
 @pytest.mark.parametrize(
