@@ -212,11 +212,12 @@ def top_samples(model, x, seed=0):
 
 
 def shown_images(x, labels):
-    """Indices of the images that figures show: the first of each class, or the first where there are none; at most 10.
+    """Indices of the images that figures show: the first of each class, or the first where no two differ; at most 10.
 
     x: [n, features]; labels: [n] integers or None.
     """
-    return (np.arange(len(x)) if labels is None else np.unique(labels, return_index=True)[1])[:10]
+    firsts = [] if labels is None else np.unique(labels, return_index=True)[1]
+    return (firsts if len(firsts) > 1 else np.arange(len(x)))[:10]
 
 
 def figure_arrays(model, x_mean, x, labels=None, seed=0):

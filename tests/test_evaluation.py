@@ -1,5 +1,8 @@
 """evaluation.py: the streaming likelihood, active units, the arrays of the figures."""
 
+import math
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -58,6 +61,16 @@ def test_bounds_rise_with_k(small_net, x_small, layers):
         assert difference > 5 * error
     elbo = bounds(model, x_small, 64, seed=1)[1]
     assert np.all(elbo <= values[1])
+
+
+def test_memory_of_the_likelihood_does_not_grow_with_k(small_net, x_small):
+    """The largest array of the compiled program is of one chunk of samples, and so of fewer for a smaller k."""
+
+    def largest(k):
+        program = evaluation.bounds_block(small_net(), k).experimental_get_compiler_ir(x_small, tf.constant([0, 1]))
+        return max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", program()))
+
+    assert largest(5) < largest(50) == largest(5000) == 50 * x_small.size
 
 
 def test_likelihood_is_reproducible_and_its_noise_small(small_net, x_small):
@@ -216,7 +229,8 @@ def test_scattered_samples_are_of_q(small_net, x_small, stretched):
 
 @pytest.mark.parametrize("n", [2, 6, 30])
 def test_shown_images_are_there(n):
-    """Without labels the first ten, or as many as there are; with labels the first of each class."""
+    """Without labels the first ten, or as many as there are; with labels that differ the first of each class."""
     x = np.zeros((n, 3))
     assert evaluation.shown_images(x, None).tolist() == list(range(min(n, 10)))
     assert evaluation.shown_images(x, np.arange(n) % 2).tolist() == [0, 1]
+    assert evaluation.shown_images(x, np.zeros(n)).tolist() == list(range(min(n, 10)))
