@@ -52,6 +52,7 @@ EVALUATIONS = {  # the folders in that of a released run: how it is evaluated in
     "splittrain__images10000": {"k_evaluation": 5000, "split": "train", "images": 10000, "units": "all"},
     "unitsactive": {"k_evaluation": 5000, "split": "test", "images": None, "units": "active"},
 }
+LENGTHS = "dreg_l1_k50_fast"  # trained by other numbers of passes, too
 # Cells by the paper's first five stages and, of this seed, by ours: each pair trained on one machine.
 FAST_SEEDS = {"vae_l1_k1": 1, "iwae_l1_k5": 1, "vae_l2_k1": 0, "iwae_l2_k5": 0}
 BY_SCHEDULE = [(f"{cell}__epochs121__seed0", f"{cell}_fast__seed{seed}") for cell, seed in FAST_SEEDS.items()]
@@ -121,14 +122,35 @@ def table_2(results):
     return markdown_table(header, rows)
 
 
+def command(run):
+    """What experiments.py is called with for a run, of its folder's name."""
+    words = re.sub(r"__(epochs|seed)", r" --\1 ", run)
+    return f"`{words.removesuffix(' --seed 0')}`"
+
+
+def passes_table(results):
+    """The cell LENGTHS by fewer and more passes than its schedule has, each paired with that: a row each.
+
+    results: see `runs.read_released`.
+    """
+    whole = results[f"{LENGTHS}__seed0"]
+    found = [(r["epochs"], run) for run, r in results.items() if re.fullmatch(rf"{LENGTHS}(__epochs\d+)?__seed0", run)]
+    rows = []
+    for epochs, run in sorted(found):
+        difference, error = paired_difference(whole["log_likelihoods"], results[run]["log_likelihoods"])
+        against = f"{difference:+.2f} ± {error:.2f}" if epochs != whole["epochs"] else ""
+        r = {run: results[run]}
+        rows.append([command(run), str(epochs), *shown(r, ("", ""))[:1], against, minutes(r)])
+    return markdown_table(["`python experiments.py`", "passes", "NLL", "NLL difference", "training"], rows)
+
+
 def schedules_table(results, pairs):
     """Pairs of runs, by the paper's schedule and by ours: a row for each. results: see `runs.read_released`."""
     rows = []
     for pair in pairs:
         row, both = [], [results[run] for run in pair]
         for run, r in zip(pair, both, strict=True):
-            command = re.sub(r"__(epochs|seed)", r" --\1 ", run).removesuffix(" --seed 0")
-            row += [f"`{command}`", f"{r['nll']:.2f} ± {r['nll_standard_error']:.2f}", minutes({run: r})]
+            row += [command(run), *shown({run: r}, ("", ""))[:1], minutes({run: r})]
         difference, error = paired_difference(*(r["log_likelihoods"] for r in both))
         rows.append([*row, f"{difference:+.2f} ± {error:.2f}"])
     return markdown_table([*2 * ["`python experiments.py`", "NLL", "training"], "NLL difference"], rows)
@@ -170,9 +192,10 @@ def write_report(runs_2d):
     runs_2d: names of the runs with two latent units, the first of which the others are compared with.
     """
     results = read_released()
-    tables = {"table 1": table_1(results), "table 2": table_2(results)}
     runs_2d = [f"{name}__seed0" for name in runs_2d]
-    leave([f"--report: {RELEASED / 'mnist' / run} is missing" for run in runs_2d if run not in results])
+    needed = [*runs_2d, f"{LENGTHS}__seed0"]
+    leave([f"--report: {RELEASED / 'mnist' / run} is missing" for run in needed if run not in results])
+    tables = {"table 1": table_1(results), "table 2": table_2(results), "passes": passes_table(results)}
     posterior_2d = comparison_table({run: results[run] for run in runs_2d})
     tables["posterior_2d"] = posterior_2d.partition("\n\n")[0]
     pairs = [pair for pair in BY_SCHEDULE if results.keys() >= {*pair}]

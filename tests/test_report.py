@@ -71,7 +71,10 @@ def test_report_gives_the_readmes_tables_byte_for_byte(tmp_path):
     readme, copy = report.README.read_text(), tmp_path / "README.md"
     names = re.findall("<!-- report: (.+) -->", readme)
     copy.write_text(rewritten(readme, dict.fromkeys(names, "")))
-    assert names == ["posterior_2d", "table 1", "table 2", "schedules"] and len(copy.read_text()) < len(readme) - 3000
+    assert (
+        names == ["posterior_2d", "table 1", "table 2", "passes", "schedules"]
+        and len(copy.read_text()) < len(readme) - 3000
+    )
     subprocess.run([sys.executable, "-c", REPORT, str(copy)], check=True, cwd=report.README.parent)
     assert copy.read_bytes() == report.README.read_bytes()
     drawn, ours = (imread(page.parent / "docs" / "schedules.png") for page in (copy, report.README))
@@ -104,6 +107,16 @@ LOG = [{"epoch": i, "seconds": 120.0 * i, "bound_train": -90.0, "bound_validatio
 
 
 ALL_BY_SCHEDULE = list(itertools.chain(*BY_SCHEDULE))
+
+
+def test_passes_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RELEASED", tmp_path)
+    for name, nll, epochs in (("", 84.5, 130), ("__epochs78", 85.0, 78), ("__epochs200", 84.0, 200)):
+        evaluated(tmp_path / "mnist" / f"dreg_l1_k50_fast{name}__seed0", nll, epochs=epochs)
+    rows = cells(report.passes_table(runs.read_released()))
+    assert list(rows)[2:] == [f"dreg_l1_k50_fast{epochs}" for epochs in (" --epochs 78", "", " --epochs 200")]
+    assert rows["dreg_l1_k50_fast --epochs 78"] == ["78", "85.00 ± 0.25", "+0.50 ± 0.00", "10 min"]
+    assert rows["dreg_l1_k50_fast"] == ["130", "84.50 ± 0.25", "", "10 min"]
 
 
 def test_schedules_table(tmp_path, monkeypatch):
