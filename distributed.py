@@ -195,17 +195,6 @@ def stop(reason):
     os._exit(1)
 
 
-def remove_copies_left():
-    """Remove what `own_folder` of killed processes left behind."""
-    for place in Path(tempfile.gettempdir()).glob("iwae.[0-9]*.*"):
-        try:
-            os.kill(int(place.name.split(".")[1]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(place, ignore_errors=True)
-        except PermissionError:
-            pass  # another user's, at work
-
-
 @contextlib.contextmanager
 def own_folder(run, settings):
     """The run, on any worker but the first in a copy of its folder that goes when the block ends: one of them writes.
@@ -213,7 +202,6 @@ def own_folder(run, settings):
     settings: see `runs.settings`. Begins when all have theirs. Leaves where they differ in what they were asked for, in
     versions, or see other files.
     """
-    remove_copies_left()
     if strategy_kind(run.parameters) != "multi_worker":
         yield run
         return

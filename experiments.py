@@ -34,16 +34,7 @@ from command_line import (
 from datasets_download import DatasetError, own_binarization
 from report import PAPER, SWITCHED, write_report
 from run_folder import lock
-from runs import (
-    compare,
-    diagnose_run,
-    evaluate_run,
-    load_data,
-    open_run,
-    plot_run,
-    settings,
-    train_run,
-)
+from runs import compare, diagnose_run, evaluate_run, load_data, open_run, plot_run, settings, train_run
 
 
 @dataclass(frozen=True)
@@ -139,18 +130,14 @@ POSTERIOR_2D = ("vae_2d_k5", "iwae_2d_k1", "iwae_2d_k5", "iwae_2d_k30", "iwae_2d
 TRAINED_2D = {"schedule": "hold", "epochs": 30, "snapshot_epochs": (1, 2, 4, 8, 16)}
 NAMED_RUNS |= {name: run_named(name, **TRAINED_2D) for name in POSTERIOR_2D}
 ALIASES = {"iwae_l1_k1": "vae_l1_k1", "iwae_l2_k1": "vae_l2_k1"}  # at k = 1 the two bounds are one
-
-
-def own_value(objective):
-    """{parameter: value} of an objective where all are compared: between the ends at which it is `iwae` and `vae`."""
-    values = {"beta": 0.5, "groups": 2, "alpha": 0.5}
-    return {name: values[name] for name in [OBJECTIVE_PARAMETERS.get(objective)] if name}
-
+# Where all objectives are compared: between the ends at which a parameter makes `iwae` and `vae` of them.
+OWN_VALUES = {"beta": 0.5, "groups": 2, "alpha": 0.5}
+OWN = {objective: {name: OWN_VALUES[name]} for objective, name in OBJECTIVE_PARAMETERS.items()}
 
 # Names of several runs, the first of which the others are compared with.
 ALL_OBJECTIVES = dict.fromkeys(("iwae", *OBJECTIVES))
 GROUPS = {
-    "estimators": [Parameters(objective=name, k=8, schedule="hold", **own_value(name)) for name in ALL_OBJECTIVES],
+    "estimators": [Parameters(objective=name, k=8, schedule="hold", **OWN.get(name, {})) for name in ALL_OBJECTIVES],
     "posterior_2d": [NAMED_RUNS[name] for name in POSTERIOR_2D],
 }
 

@@ -10,15 +10,6 @@ from typing import NamedTuple
 import tensorflow as tf
 
 
-def log_mean_exp(log_w):
-    """Logarithm of the mean over k of the weights.
-
-    log_w: [k, batch] -> [batch], nats. Finite as long as one of the k weights is.
-    """
-    k = tf.cast(tf.shape(log_w)[0], log_w.dtype)
-    return tf.reduce_logsumexp(log_w, axis=0) - tf.math.log(k)
-
-
 def elbo(log_w):
     """Evidence lower bound, estimated with k samples: the mean of log_w (Kingma and Welling 2014).
 
@@ -28,11 +19,12 @@ def elbo(log_w):
 
 
 def iwae_bound(log_w):
-    """Importance-weighted bound L_k (Burda et al. 2016, eq. 8); equal to the ELBO at k = 1.
+    """Importance-weighted bound L_k, the log of the weights' mean (Burda et al. 2016, eq. 8); at k = 1 the ELBO.
 
-    log_w: [k, batch] -> [batch], nats.
+    log_w: [k, batch] -> [batch], nats. Finite as long as one of the k weights is.
     """
-    return log_mean_exp(log_w)
+    k = tf.cast(tf.shape(log_w)[0], log_w.dtype)
+    return tf.reduce_logsumexp(log_w, axis=0) - tf.math.log(k)
 
 
 def renyi_bound(log_w, alpha):
@@ -42,7 +34,7 @@ def renyi_bound(log_w, alpha):
     """
     if not 0 <= alpha < 1:
         raise ValueError(f"alpha = {alpha}: must be in [0, 1); `vae` is the limit at 1")
-    return log_mean_exp((1 - alpha) * log_w) / (1 - alpha)
+    return iwae_bound((1 - alpha) * log_w) / (1 - alpha)
 
 
 def jackknife(log_w):
@@ -264,18 +256,8 @@ def vr_dreg(log_w, *, alpha):
 
 
 OBJECTIVES = {
-    "vae": vae,
-    "iwae": iwae,
-    "stl": stl,
-    "dreg": dreg,
-    "rws": rws,
-    "rws_dreg": rws_dreg,
-    "ciwae": ciwae,
-    "miwae": miwae,
-    "miwae_dreg": miwae_dreg,
-    "piwae": piwae,
-    "vr": vr,
-    "vr_dreg": vr_dreg,
+    objective.__name__: objective
+    for objective in (vae, iwae, stl, dreg, rws, rws_dreg, ciwae, miwae, miwae_dreg, piwae, vr, vr_dreg)
 }
 
 # The row whose mean an estimator without a score term is meant to have (`stl` has not); the others are their own.

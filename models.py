@@ -225,14 +225,14 @@ def keep_units(model, kept):
     below, means_below = [slice(None), *kept[:-1]], [np.zeros(data.head.units), *means[:-1]]
     encoder = zip(smaller.encoder, model.encoder, below, kept, means_below, strict=True)
     decoder = zip(smaller.decoder, model.decoder, kept, below, means, strict=True)
-    for ours, theirs, inputs, outputs, constant in (*encoder, *decoder):
+    for ours, theirs, inputs, outputs, gone in (*encoder, *decoder):
         hidden = {id(variable) for layer in theirs.hidden for variable in layer.weights}
         for new, old in zip(ours.weights, theirs.weights, strict=True):
             value = old.numpy()
             if old is theirs.hidden[0].kernel:
                 value = value[inputs]
             elif old is theirs.hidden[0].bias:
-                value = value + constant @ theirs.hidden[0].kernel.numpy()
+                value = value + gone @ theirs.hidden[0].kernel.numpy()
             elif id(old) not in hidden and value.ndim:  # of a head: kernel or bias
                 value = value[..., outputs]
             new.assign(value)
@@ -265,11 +265,7 @@ def load_run(folder, epoch=None):
     if epoch not in kept:
         epochs = ", ".join(map(str, snapshots(folder))) or "none"
         raise FileNotFoundError(f"{folder}: epoch {epoch} was not kept. Kept: {epochs}; see snapshot_epochs")
-    model = Autoencoder(
-        np.zeros(parameters["features"]),
-        parameters["latent_units"],
-        parameters["hidden_units"],
-        parameters["likelihood"],
-    )
+    net = [parameters[name] for name in ("latent_units", "hidden_units", "likelihood")]
+    model = Autoencoder(np.zeros(parameters["features"]), *net)
     load_weights(model, kept[epoch])
     return model

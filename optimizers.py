@@ -13,7 +13,7 @@ class Muon(keras.optimizers.Muon):
     """
 
     def __init__(self, output, output_rate, **constants):
-        super().__init__(rms_rate=None, **constants)
+        super().__init__(rms_rate=None, weight_decay=None, adam_weight_decay=None, **constants)
         self.output, self.output_rate = output, output_rate  # output: its index among the variables
 
     def update_step(self, gradient, variable, learning_rate):
@@ -24,23 +24,13 @@ class Muon(keras.optimizers.Muon):
 
 def build_optimizer(parameters, model):
     """Keras optimizer of a run, its variables made. The learning rate is set at every step."""
-    average = {"use_ema": True, "ema_momentum": parameters.ema} if parameters.ema else {}
+    common = {"epsilon": parameters.epsilon, "use_ema": parameters.ema > 0, "ema_momentum": parameters.ema}
     if parameters.optimizer == "adam":
-        optimizer = keras.optimizers.Adam(
-            beta_1=parameters.beta_1, beta_2=parameters.beta_2, epsilon=parameters.epsilon, **average
-        )
+        optimizer = keras.optimizers.Adam(beta_1=parameters.beta_1, beta_2=parameters.beta_2, **common)
     else:
-        optimizer = Muon(
-            output=[variable is model.decoder[0].head.kernel for variable in model.phi + model.theta].index(True),
-            output_rate=parameters.output_rate or 1.0,
-            adam_beta_1=parameters.beta_1,
-            adam_beta_2=parameters.beta_2,
-            epsilon=parameters.epsilon,
-            momentum=parameters.momentum,
-            weight_decay=None,
-            adam_weight_decay=None,
-            **average,
-        )
+        output = [variable is model.decoder[0].head.kernel for variable in model.phi + model.theta].index(True)
+        common |= {"adam_beta_1": parameters.beta_1, "adam_beta_2": parameters.beta_2, "momentum": parameters.momentum}
+        optimizer = Muon(output, parameters.output_rate or 1.0, **common)
     optimizer.build(model.phi + model.theta)
     # Keras would add up over replicas what is a sum already, and after the clip; it has no public switch for that.
     optimizer._all_reduce_sum_gradients = list

@@ -592,11 +592,5 @@ COMPARISONS = {function.__name__: function for function in (nll_differences,)}
 
 DIAGNOSTICS = {
     function.__name__: function
-    for function in (
-        importance_weights,
-        gradient_snr,
-        gradient_variance,
-        gradient_bias,
-        step_cost,
-    )
+    for function in (importance_weights, gradient_snr, gradient_variance, gradient_bias, step_cost)
 }

@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from evaluation import ACTIVE_THRESHOLD, SAMPLES_AT_ONCE, bounds, map_images, principal_components, shown_images
-from losses import effective_sample_size, gather_samples, group_weights, log_mean_exp, normalized_weights, resample
+from losses import effective_sample_size, gather_samples, group_weights, iwae_bound, normalized_weights, resample
 from models import load_weights, split_seed
 from run_folder import damaged, reading
 
@@ -250,7 +250,7 @@ def bound_curve(model, x, seed=0):
         log_w = importance_samples(model, images, max(BOUND_KS), seed)[1]
         cut = [log_w[: max(BOUND_KS) // k * k] for k in BOUND_KS]
         groups = [tf.reshape(part, [k, -1, tf.shape(images)[0]]) for k, part in zip(BOUND_KS, cut, strict=True)]
-        return tf.stack([tf.reduce_mean(log_mean_exp(group), axis=0) for group in groups], axis=1)
+        return tf.stack([tf.reduce_mean(iwae_bound(group), axis=0) for group in groups], axis=1)
 
     return map_images(block, x, seed, size=20).T
 

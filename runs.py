@@ -3,7 +3,6 @@
 import functools
 import importlib.metadata
 import json
-import re
 import shutil
 import sys
 from dataclasses import asdict, replace
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from command_line import EVALUATION, NOT_IN_NAME, leave, run_name
+from command_line import EVALUATION, NOT_IN_NAME, OBJECTIVE_PARAMETERS, leave
 from datasets_download import Dataset, binarize, grey, load_dataset
 from downloads import Unavailable
 from run_folder import check_parameters, damaged, digest, lock, read_log, reading, whole_file, write_text
@@ -309,12 +308,12 @@ def diagnose_run(run, others):
     model, x = load_model(folder), evaluation_images(parameters, data)
     estimators = {other.objective: objective_of(other) for other in others}
     arrays = diagnostic_arrays(model, gradients, estimators, TARGETS, x, EVALUATION_SEED)
-    labels = [
-        run_name((other.objective, replace(other, beta=None, groups=None, alpha=None)), other) for other in others
-    ]
+    own = [OBJECTIVE_PARAMETERS.get(other.objective) for other in others]
+    pairs = zip(others, own, strict=True)
+    labels = [f"{other.objective} {name} {getattr(other, name)}" if name else other.objective for other, name in pairs]
     variants = [replace(other, batch=parameters.batch, binarization=parameters.binarization) for other in others]
     arrays |= {
-        "label": np.array([re.sub(r"__([a-z]+)", r" \1 ", label) for label in labels]),
+        "label": np.array(labels),
         "step_k": np.array(others[0].k),
         "step_milliseconds": step_milliseconds(model, data.x_train, variants),
     }

@@ -170,19 +170,17 @@ def all_finite(total, variables):
 
 
 def bad_step(stretch, inputs, first, last, variables, before):
-    """The first step in first .. last - 1 that is not finite, by bisection: what is not finite stays so.
+    """The first step in first .. last - 1 that is not finite, found by taking one after the other.
 
     before: values of the variables at `first`, where they are still finite; they are left as they were at that step.
     """
-    while last - first > 1:
-        middle = (first + last) // 2
-        assign(variables, before)
-        if all_finite(float(stretch(*inputs, first, middle)), variables):
-            first, before = middle, values_of(variables)
-        else:
-            last = middle
     assign(variables, before)
-    return int(first)
+    for step in range(first, last):
+        before = values_of(variables)
+        if not all_finite(float(stretch(*inputs, step, step + 1)), variables):
+            break
+    assign(variables, before)
+    return step
 
 
 def replay(model, x_train, parameters, k, inputs, step):
