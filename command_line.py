@@ -123,7 +123,7 @@ def inconsistencies(p, legal):
         if legal(name) and getattr(p, name) != (default := getattr(type(p), name)):
             found.append(f"{name} = {getattr(p, name)}: of Muon alone: --optimizer muon, or --{name} {default}")
     if p.schedule in MUON_SCHEDULES and p.optimizer == "adam" and p.rate_scale is None:
-        way_out = "--optimizer muon, or a --rate_scale, such as 0.05, that makes them Adam's"
+        way_out = "take the values of FAST in experiments.py, or a --rate_scale, such as 0.05, that makes them Adam's"
         found.append(f"schedule = {p.schedule!r}: its learning rates are Muon's: {way_out}")
     if legal("epochs") and p.schedule == "paper" and p.epochs and p.epochs > PAPER_EPOCHS:
         found.append(f"epochs = {p.epochs}: the paper's schedule has {PAPER_EPOCHS}")

@@ -231,15 +231,16 @@ def main():
     text = f"""# Speed
 
 `pip install -r benchmarks/requirements.txt && python benchmarks/speed.py`: {os.cpu_count()} cores ({machine()}),
-TensorFlow {tf.__version__}, batch {BATCH}, medians. Times change with the machine: the ratios, measured in one sitting,
-count.
+TensorFlow {tf.__version__}, batch {BATCH}, medians. Times change with the machine; the ratios, measured in one sitting,
+count: below 1 ours is faster.
 
 {table}
 
-Share of peak: matrix products of the step against a product of two square matrices of {SQUARE:,} rows by oneDNN,
-{peak:.0f} GFLOP/s. By XLA that product has {by_xla / peak:.0%} of it, and the decoder's last product at k = 50,
-[{50 * BATCH:,}, 200] by [200, {FEATURES}], {last_product / peak:.0%}. Against XLA's, at k = 1, 5 and 50 of one layer:
-{shares}.
+Share of peak: operations per second of the step's matrix products, over the {peak:.0f} GFLOP/s that TensorFlow has
+without XLA (by oneDNN) in a product of two square matrices of {SQUARE:,} rows. By XLA, which compiles the step, that
+product has {by_xla / peak:.0%} of it, and the decoder's last product at k = 50, [{50 * BATCH:,}, 200] by
+[200, {FEATURES}], {last_product / peak:.0%}. Over what XLA has with the square matrices, of one
+layer at k = 1, 5 and 50: {shares}.
 
 - `backward_samples=8`, k = 50, one layer: {subsampled}.
 - L_500 of 1,000 images, one layer: {", ".join(f"{name} {s:.2f} s" for name, s in likelihoods.items())}.

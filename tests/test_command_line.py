@@ -323,7 +323,7 @@ def test_likelihood_goes_with_binarization(dataset, binarization, likelihood):
             {"objective": "miwae", "k": 8, "groups": 2, "schedule": "fast", "optimizer": "muon"},
             "groups = 2: must divide k = 5, then 8",
         ),
-        ({"schedule": "fast"}, "schedule = 'fast': its learning rates are Muon's: --optimizer muon, or a --rate_scale"),
+        ({"schedule": "fast"}, "schedule = 'fast': its learning rates are Muon's: take the values of FAST"),
         ({"schedule": "switch"}, "schedule = 'switch': its learning rates are Muon's"),
         (
             {"objective": "piwae", "k": 4, "groups": 2, "backward_samples": 2},

@@ -153,7 +153,7 @@ def test_report_shows_the_schedules_of_cells_released_by_both(tmp_path, monkeypa
     for i, run in enumerate(ALL_BY_SCHEDULE):
         experiments.main(["--report"])
         page = report.README.read_text()
-        assert f"Not trained yet: {run}" in page
+        assert f"Not trained yet: {report.command(run)}" in page
         assert ("](docs/schedules.png)" in page) == (tmp_path / "docs" / "schedules.png").exists() == (i >= 2)
         evaluated(released / "mnist" / run, 85.0, epochs=len(LOG))
         (released / "mnist" / run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in LOG))
