@@ -147,9 +147,10 @@ def active_units(variances):
 
 
 def unit_kl(model, x, seed=0):
-    """What each unit tells of x: mean of log q(z_i | ..) - log p(z_i | ..) in nats, an array [units] for each layer.
+    """Each unit's term of KL(q(z | x) || p(z)): mean of log q(z_i | ..) - log p(z_i | ..), nats, [units] per layer.
 
-    All of them add up to the mean of KL(q(z | x) || p(z)). x: [n, features] as fed to the encoder.
+    Of a lower layer it is what the layer above does not predict: 0 or less, too, of a unit that the decoder reads.
+    x: [n, features] as fed to the encoder.
     """
 
     @tf.function(jit_compile=True)

@@ -6,7 +6,7 @@ import keras
 
 
 class Muon(keras.optimizers.Muon):
-    """Keras's Muon (Jordan et al. 2024), by steps whose spectral norm is the rate; of `output`, `output_rate` times it.
+    """Keras's Muon (Jordan et al. 2024): a step has about the rate as spectral norm; `output`, `output_rate` times it.
 
     Keras multiplies by the root of the larger dimension (Liu et al. 2025), and so treats both layers next to the pixels
     alike: on MNIST the encoder's does better with a lower rate than that, the decoder's with a higher one.

@@ -87,8 +87,9 @@ def _bottom_of_curves(runs, scale):
     The first epochs lie so low that they squash the rest: they are cut off where that gives the rest more
     than twice the room. "First" is measured along the x axis as it is drawn, hence the `scale` of the epochs.
     """
-    caption = "The bound is the objective that the run trains on"
-    caption += ": of other objectives or k compare test log-likelihoods instead." if len(runs) > 1 else "."
+    caption = "The bound of the run's objective: in training at that pass's k, by the weights as they then stood; on "
+    caption += "validation images at the run's own k, by averaged weights where it has them."
+    caption += " Of other objectives or k compare test log-likelihoods instead." * (len(runs) > 1)
     drawn = []
     for arrays in runs.values():
         x = scale(arrays["epoch"])
@@ -307,14 +308,15 @@ def log_likelihoods(runs):
 
 
 def unit_kl(runs):
-    """What each latent unit tells of the image: its share of KL(q(z | x) || p(z)) in nats, largest first.
+    """Each latent unit's term of KL(q(z | x) || p(z)) in nats, largest first.
 
     Reads split, unit_kl_1 [d_1], unit_kl_2 [d_2], ... (nearest the data first).
     """
     values = {run: _layers_of(arrays, "unit_kl") for run, arrays in runs.items()}
     rows = max(map(len, values.values()))
-    caption = f"log q(z_i | ..) − log p(z_i | ..), means over {split_of(runs)} images. Units at 0 are not used."
-    figure, panels = panels_of(runs, "Information in each latent unit", caption, 2.4, rows, sharey=True)
+    caption = f"log q(z_i | ..) − log p(z_i | ..), means over {split_of(runs)} images. Units at 0 are not used in the "
+    caption += "top layer; in a lower one the layer above predicts them."
+    figure, panels = panels_of(runs, "KL term of each latent unit", caption, 2.4, rows, sharey=True)
     for column, (run, layers) in zip(panels, values.items(), strict=True):
         for layer, (axes, units) in enumerate(zip(column, layers, strict=False), 1):
             axes.bar(np.arange(1, len(units) + 1), np.sort(units)[::-1], color=PALETTE[0], width=0.8)
@@ -446,7 +448,7 @@ def gradient_bias(runs):
     """
     title = "Bias of gradients without a score term: the unbiased scatter about 0"
     ylabel = "squared bias / squared length of the right mean"
-    figure, panels = _gradient_panels(runs, title, ylabel, "Sums over images.", ("encoder",))
+    figure, panels = _gradient_panels(runs, title, ylabel, "Sums over images; lines within 0.01 are one.", ("encoder",))
     for (axes,), arrays in zip(panels, runs.values(), strict=True):
         axes.set_yscale("linear")
         axes.axhline(0, color="0.7")

@@ -249,7 +249,7 @@ def _thumbnail(axes, image, shape):
 
 
 def _kl(nats):
-    """As much of a KL as its sampling error leaves."""
+    """A KL to three digits; that of q_ew, a mean over few groups of samples, is good to two at most."""
     return f"KL {nats:.3g}" if nats > 0.1 else "KL < 0.1"
 
 

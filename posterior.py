@@ -243,7 +243,7 @@ def chosen_images(model, x, labels, seed=0):
 
 
 def bound_curve(model, x, seed=0):
-    """L_k of each image [n] at each of BOUND_KS, from all the samples that the last of them has: [ks, n], nats."""
+    """L_k of each image [n] at each of BOUND_KS, from all of max(BOUND_KS) samples that k divides: [ks, n], nats."""
 
     @tf.function(jit_compile=True)
     def block(images, seed):

@@ -1,9 +1,9 @@
 """`gradients.gradients` against automatic differentiation, and in the mean against a model with exact answers.
 
 The z-tests ask whether two estimators, fed the same noise, have the same mean gradient. In all of them together fewer
-than COORDINATES figures are looked at, so that correct code fails with a probability below FALSE_ALARM; seeds are
-fixed. The negative controls ask for so large a z that another seed would let the wrong estimator pass with less
-than 0.001.
+than COORDINATES figures are looked at, so that correct code fails with a probability of about FALSE_ALARM, by the
+normal approximation; seeds are fixed. The negative controls ask for so large a z that another seed would let the wrong
+estimator pass with less than 0.001.
 """
 
 import functools
@@ -233,7 +233,7 @@ def assert_unbiased(what, z):
     """No score is beyond Z_LIMIT; the chance that a right estimator fails this is printed."""
     LOOKED_AT[what] = len(z)
     false_alarm = 2 * len(z) * norm.sf(Z_LIMIT)
-    print(f"{what}: largest |z| {z.max():.2f} of {len(z)}; if right, it fails with p < {false_alarm:.0e}")
+    print(f"{what}: largest |z| {z.max():.2f} of {len(z)}; if right, it fails with p = {false_alarm:.0e}")
     assert z.max() < Z_LIMIT
 
 
