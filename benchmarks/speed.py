@@ -255,8 +255,9 @@ layer at k = 1, 5 and 50: {shares}.
 def machine():
     """The processor's name, where the system tells it, and whether it has AVX-512."""
     file = Path("/proc/cpuinfo")
-    text = file.read_text() if file.exists() else f"model name: {platform.machine()}"
-    return re.search(r"model name.*: (.*)", text)[1] + " with AVX-512" * ("avx512f" in text)
+    text = file.read_text() if file.exists() else ""
+    found = re.search(r"model name.*: (.*)", text)  # which ARM processors do not have
+    return (found[1] if found else platform.machine()) + " with AVX-512" * ("avx512f" in text)
 
 
 if __name__ == "__main__":
