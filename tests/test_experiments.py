@@ -612,12 +612,14 @@ def test_every_objective_trains_compiled(run, tmp_path, objective):
 
 @pytest.mark.slow
 def test_two_layers(run, tmp_path):
-    (folder,) = run(tmp_path, "iwae", "--latent_units", "3,2", "--hidden_units", "((8,),(6,))", *NO_PLOT)
+    (folder,) = run(
+        tmp_path, "iwae", "--latent_units", "3,2", "--hidden_units", "((8,),(6,))", "--epochs", "40", *NO_PLOT
+    )
     assert "__latent_units3-2__hidden_units8_6__" in folder.name
     assert len(results_of(folder)["active_units"]) == 2
     assert load_run(folder).latent_units == (3, 2)
-    log = log_of(folder)
-    assert log[0]["bound_train"] < log[1]["bound_train"]
+    bounds = [record["bound_train"] for record in log_of(folder)]
+    assert np.mean(bounds[:10]) + 0.5 < np.mean(bounds[-10:])  # with four seeds 1.5 to 3.0 nats
 
 
 @pytest.mark.parametrize(
