@@ -26,17 +26,31 @@ fold_seed = partial(tf.random.fold_in, alg="philox")
 
 
 @tf.function(jit_compile=True)  # TensorFlow's Threefry is nowhere but in XLA
-def random_uniform(shape, seed, minval=0.0, dtype=tf.float32):
-    """Uniforms in [minval, 1). seed: [2] integers, stateless."""
+def compiled_uniform(shape, seed, minval, dtype):
     alg = "philox" if tf.config.functions_run_eagerly() else "threefry"
     return tf.random.stateless_uniform(shape, seed, minval, 1, dtype, alg=alg)
 
 
 @tf.function(jit_compile=True)
+def compiled_normal(shape, seed, dtype):
+    lowest = np.nextafter(-1, 0, dtype=dtype.as_numpy_dtype)  # at -1 the inverse is infinite
+    return 2**0.5 * tf.math.erfinv(compiled_uniform(shape, seed, lowest, dtype))
+
+
+def random_uniform(shape, seed, dtype=tf.float32):
+    """Uniforms in [0, 1). seed: [2] integers, stateless."""
+    return drawn(compiled_uniform, shape, seed, 0.0, tf.as_dtype(dtype))
+
+
 def random_normal(shape, seed, dtype=tf.float32):
     """Standard normals, by the inverse of their distribution function. seed: [2] integers, stateless."""
-    lowest = np.nextafter(-1, 0, dtype=tf.as_dtype(dtype).as_numpy_dtype)  # that of -1 is infinite
-    return 2**0.5 * tf.math.erfinv(random_uniform(shape, seed, lowest, dtype))
+    return drawn(compiled_normal, shape, seed, tf.as_dtype(dtype))
+
+
+def drawn(function, shape, seed, *arguments):
+    """What a compiled function draws: one program for all shapes, each of which is known outside as well."""
+    shape = tf.stack(shape)
+    return tf.ensure_shape(function(shape, seed, *arguments), tf.get_static_value(shape, partial=True))
 
 
 def dense(units, initializer_seed, activation=None, bias="zeros"):

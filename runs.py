@@ -43,8 +43,8 @@ def load_data(parameters):
 
 
 def versions():
-    """{package: version} of those that results depend on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    """{package: version} of those that results depend on, and the generator that models.py draws by."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES} | {"random_numbers": "threefry"}
 
 
 def settings(parameters, data):
@@ -110,7 +110,7 @@ def open_run(name, parameters, data):
     results, initial = results_folder(folder, parameters), initial_folder(folder, parameters)
     trained = (folder / "model.weights.h5").exists()
     if trained or any((folder / name).exists() for name in ("parameters.json", "checkpoints")):
-        ignored = NOT_IN_NAME - {"seed"} | (set(PACKAGES) if trained else set())  # of data the digest tells
+        ignored = NOT_IN_NAME - {"seed"} | (set(versions()) if trained else set())  # of data the digest tells
         check_parameters(folder, settings(parameters, data), ignored)
     elif initial:
         check_initial(initial, parameters, data.x_train.shape[1])

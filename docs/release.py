@@ -29,10 +29,12 @@ def release(folder):
     for file in files:
         with whole_file(target / file) as partial:
             shutil.copyfile(folder / file, partial)
+    for place in EVALUATIONS.keys() - places:  # of other weights
+        shutil.rmtree(target / place, ignore_errors=True)
     parameters = json.loads((folder / "parameters.json").read_text()) | {"results_dir": "results", "datasets_dir": None}
     write_text(target / "parameters.json", json.dumps(parameters, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
+    for name in sys.argv[1:] or sys.exit(__doc__):
         release(Path(name))

@@ -198,7 +198,7 @@ def test_results(iwae, tiny):
 
 def test_parameters_and_log(iwae):
     parameters = json.loads((iwae / "parameters.json").read_text())
-    assert set(parameters) == {*experiments.Parameters.__dataclass_fields__, "features", "data", *runs.PACKAGES}
+    assert set(parameters) == {*experiments.Parameters.__dataclass_fields__, "features", "data", *runs.versions()}
     assert (parameters["features"], parameters["binarization"], parameters["latent_units"]) == (36, "stochastic", [3])
     log = run_folder.read_log(iwae, 2)
     assert [record["epoch"] for record in log] == [1, 2] and [record["k"] for record in log] == [2, 2]

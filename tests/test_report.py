@@ -178,7 +178,8 @@ def finished(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("evaluations", [1, 3])
 def test_a_finished_run_is_released(finished, evaluations):
-    """With as many evaluations as it has; that of the test images is one of them."""
+    """With as many evaluations as it has; that of the test images is one of them. Others of that name are gone."""
+    release(finished)
     for place in list(EVALUATIONS)[evaluations:]:
         shutil.rmtree(finished / place)
     release(finished)
