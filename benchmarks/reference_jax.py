@@ -41,11 +41,12 @@ def log_normal(z, log_std, mean):
     return jnp.sum(-0.5 * jnp.log(2 * jnp.pi) - log_std - 0.5 * ((z - mean) * jnp.exp(-log_std)) ** 2, axis=-1)
 
 
-def log_weights(parameters, x, key, k):
+def log_weights(parameters, x, key, k, q=None):
+    """Log importance weights [k, batch]. q: what the first layer of the encoder gives for x, where it is at hand."""
     z, log_w = x, 0.0
     samples = []
     for layer in parameters["encoder"]:
-        log_std, mean = apply(layer, z)
+        log_std, mean = q if q and not samples else apply(layer, z)
         key, own = jax.random.split(key)
         shape = mean.shape if samples else (k, *mean.shape)
         z = mean + jnp.exp(log_std) * jax.random.normal(own, shape)
@@ -94,8 +95,10 @@ def make_likelihood(x, latent_units, hidden_units, k, images_at_once=100, sample
 
     @jax.jit
     def block(images, key):
+        q = apply(parameters["encoder"][0], images)
+
         def chunk(log_sum, key):
-            log_w = log_weights(parameters, images, key, samples_at_once)
+            log_w = log_weights(parameters, images, key, samples_at_once, q)
             return jnp.logaddexp(log_sum, jax.nn.logsumexp(log_w, axis=0)), None
 
         keys = jax.random.split(key, k // samples_at_once)
