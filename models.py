@@ -20,12 +20,13 @@ tfd = tfp.distributions
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 
-# Seeds are split by Philox; numbers are drawn by Threefry, in less than a fifth of Philox's time under XLA.
+# Counter-based generators (Salmon et al. 2011): Philox splits seeds, Threefry draws, since XLA vectorises it: less than
+# a fifth of the time. TensorFlow has it in XLA alone, so that what draws is compiled, and Philox's where nothing is.
 split_seed = partial(tf.random.split, alg="philox")
 fold_seed = partial(tf.random.fold_in, alg="philox")
 
 
-@tf.function(jit_compile=True)  # TensorFlow's Threefry is nowhere but in XLA
+@tf.function(jit_compile=True)
 def compiled_uniform(shape, seed, minval, dtype):
     alg = "philox" if tf.config.functions_run_eagerly() else "threefry"
     return tf.random.stateless_uniform(shape, seed, minval, 1, dtype, alg=alg)
@@ -38,12 +39,12 @@ def compiled_normal(shape, seed, dtype):
 
 
 def random_uniform(shape, seed, dtype=tf.float32):
-    """Uniforms in [0, 1). seed: [2] integers, stateless."""
+    """Uniforms in [0, 1) of a shape, whose sizes may be tensors. seed: [2] 32-bit integers, stateless."""
     return drawn(compiled_uniform, shape, seed, 0.0, tf.as_dtype(dtype))
 
 
 def random_normal(shape, seed, dtype=tf.float32):
-    """Standard normals, by the inverse of their distribution function. seed: [2] integers, stateless."""
+    """Standard normals of a shape, by the inverse of their distribution function. seed: as of `random_uniform`."""
     return drawn(compiled_normal, shape, seed, tf.as_dtype(dtype))
 
 

@@ -184,7 +184,7 @@ def bad_step(stretch, inputs, first, last, variables, before):
 
 
 def replay(model, x_train, parameters, k, inputs, step):
-    """Bound [batch] and gradients of one step, outside XLA."""
+    """Bound [batch] and gradients of one step, outside XLA but for its random numbers, which are the same."""
     order, _, seed = inputs
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
 
