@@ -202,10 +202,12 @@ def write_report(runs_2d):
     tables["schedules"] = schedules_table(results)
     posterior_2d = comparison_table({run: results[run] for run in runs_2d})
     tables["posterior_2d"] = posterior_2d.partition("\n\n")[0]
+    page = README.read_text()
+    leave([f"--report: {README}: the line <!-- report: {t} --> is missing" for t in tables if f": {t} -->" not in page])
     logs = {run: read_log(RELEASED / "mnist" / run, results[run]["epochs"]) for run in by_schedule}
     with whole_file(README.parent / "docs" / "schedules.png") as partial_file:
         save_figure(schedules_figure(logs, {run: results[run]["nll"] for run in by_schedule}), partial_file)
-    write_text(README, rewritten(README.read_text(), tables))
+    write_text(README, rewritten(page, tables))
     print(f"tables: {README}")
 
 

@@ -154,6 +154,15 @@ def test_report_needs_the_runs_that_others_are_compared_with(tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["pretrained"]
 
 
+def test_report_says_which_table_has_no_place_and_writes_nothing(tmp_path, monkeypatch):
+    page = report.README.read_text().replace("<!-- report: passes -->", "")
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    report.README.write_text(page)
+    with pytest.raises(SystemExit, match="--report: .*README.md: the line <!-- report: passes --> is missing"):
+        experiments.main(["--report"])
+    assert report.README.read_text() == page and not (tmp_path / "docs").exists()
+
+
 def test_only_what_lies_between_markers_is_rewritten():
     page = "a\n<!-- report: b -->\nold\n<!-- end -->\nc\n<!-- end -->\n"
     assert rewritten(page, {"b": r"\1"}) == "a\n<!-- report: b -->\n\n\\1\n\n<!-- end -->\nc\n<!-- end -->\n"
