@@ -1,5 +1,6 @@
 """What all figures share: sizes and colours, figures and their panels, labels, tiles of images, PNG files."""
 
+import math
 import textwrap
 
 import numpy as np
@@ -27,7 +28,7 @@ def new_figure(title, caption, height):
 
 def columns_of(count):
     """How many of `count` panels stand side by side: at most three, and rows as even as can be."""
-    return -(-count // -(-count // 3))
+    return math.ceil(count / math.ceil(count / 3))
 
 
 def panels_of(runs, title, caption, height, rows=1, **subplots):
@@ -36,7 +37,7 @@ def panels_of(runs, title, caption, height, rows=1, **subplots):
     Names that take more lines than one make them higher: the layout would else take these lines from the caption's.
     """
     columns = columns_of(len(runs))
-    blocks = -(-len(runs) // columns)
+    blocks = math.ceil(len(runs) / columns)
     lines = max(panel_name(run, len(runs)).count("\n") for run in runs)
     figure = new_figure(title, caption, 0.6 + (height + 0.2 * lines) * rows * blocks)
     grid = figure.subplots(blocks * rows, columns, squeeze=False, **subplots)
@@ -113,14 +114,14 @@ def cell_height(image_shape):
 
 
 def draw_tiles(axes, images, image_shape, columns, top=0.0, **style):
-    """Draws images [n, features] as tiles of width 1 in rows of `columns`, from `top` downwards."""
+    """Draws images [n, features] as tiles of width 1 in rows of `columns`, from `top` downwards; the axes end there."""
     height = cell_height(image_shape)
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
         extent = (column, column + 0.94, top + row * height + 0.94 * height, top + row * height)
         axes.imshow(image.reshape(image_shape), extent=extent, interpolation="nearest", **style)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    bottom = top + height * math.ceil(len(images) / columns)
+    axes.set(xlim=(0, columns), ylim=(bottom, 0), xticks=[], yticks=[])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_anchor("NW")  # else the layout misjudges the room for the labels of a panel of fixed aspect
@@ -135,14 +136,14 @@ def tile_figure(title, caption, image_shape, width, rows, styles):
     cells = [cell for row in rows for cell in row.values()]
     most = max(len(images) for images, _ in cells)
     columns = min(most, 20 if len(runs) == 1 else 10)
-    bottom = -(-most // columns) * cell_height(image_shape)
+    bottom = math.ceil(most / columns) * cell_height(image_shape)
     heading = 0.1 + 0.28 * any(text for _, text in cells)
     height = heading + max(0.6, bottom * width / columns_of(len(runs)) / columns)
     figure, panels = panels_of(runs, title, caption, height, len(rows))
     for row, style, column in zip(rows, styles, panels.T, strict=True):
         for axes, (run, (images, text)) in zip(column, row.items(), strict=True):
             draw_tiles(axes, images, image_shape, columns, **style)
-            axes.set(xlim=(0, columns), ylim=(bottom, 0))
+            axes.set_ylim(bottom, 0)  # the same for all runs
             name_panel(axes, run, len(runs), text)
     return figure, panels
 

@@ -56,8 +56,7 @@ def training_curves(runs):
 
     Reads epoch [e], bound_train [e], bound_validation [e].
     """
-    epochs = np.concatenate([arrays["epoch"] for arrays in runs.values()])
-    logarithmic = epochs.min() > 0 and epochs.max() > 40
+    logarithmic = max(arrays["epoch"][-1] for arrays in runs.values()) > 40
     bottom, caption = _bottom_of_curves(runs, np.log if logarithmic else np.asarray)
     title = "Bound on training images (solid) and validation images (dashed)"
     figure = new_figure(title, caption, 4.4)
@@ -132,7 +131,6 @@ def reconstructions(runs):
         draw_tiles(axes, images, shape, count, top, **IMAGE_STYLE)
         if heading:
             axes.text(0, top - 0.1, heading, fontsize=TEXT, fontweight="bold", va="bottom")
-    axes.set(xlim=(0, count), ylim=(bottom, 0))
     axes.set_yticks(tops + height / 2, [label for _, label, _ in rows], fontsize=SMALL)
     return figure
 
@@ -196,22 +194,16 @@ def active_units(runs):
 
     Reads split, unit_variance_1 [d_1], unit_variance_2 [d_2], ... (nearest the data first) and active_threshold.
     """
-    variances = {run: _layers_of(arrays, "unit_variance") for run, arrays in runs.items()}
-    highest = max(variance.max() for layers in variances.values() for variance in layers)
     caption = (
         f"Variance over {split_of(runs)} images, per latent unit. Dark: active. The first bin also holds what is lower."
     )
-    rows = max(map(len, variances.values()))
-    figure, panels = panels_of(runs, "Active latent units", caption, 2.6, rows, sharex=True, sharey=True)
-    for column, (run, arrays) in zip(panels, runs.items(), strict=True):
-        threshold = float(arrays["active_threshold"])
-        for layer, (axes, variance) in enumerate(zip(column, variances[run], strict=False), 1):
-            _variance_histogram(axes, variance, threshold, highest)
-            text = f"layer {layer}: " if rows > 1 else ""
-            active = np.count_nonzero(variance > threshold)
-            name_panel(axes, run, len(runs), f"{text}{active} of {len(variance)} active")
-        for axes in column[len(variances[run]) :]:
-            axes.remove()
+    figure, panels = _layer_panels(runs, "unit_variance", "Active latent units", caption, 2.6, sharex=True, sharey=True)
+    highest = max(variance.max() for *_, variance in panels)
+    for axes, run, layer, variance in panels:
+        threshold = float(runs[run]["active_threshold"])
+        _variance_histogram(axes, variance, threshold, highest)
+        active = np.count_nonzero(variance > threshold)
+        name_panel(axes, run, len(runs), f"{layer}{active} of {len(variance)} active")
     return figure
 
 
@@ -236,10 +228,18 @@ def _variance_histogram(axes, variance, threshold, highest):
     label_axes(axes, "log₁₀ Var(E[z | x])", "latent units")
 
 
-def _layers_of(arrays, name):
-    """The arrays name_1, name_2, ... as far as they are there."""
-    names = (f"{name}_{layer}" for layer in range(1, 100))
-    return [arrays[name] for name in names if name in arrays]
+def _layer_panels(runs, name, title, caption, height, **subplots):
+    """A Figure and, of each run and stochastic layer, (panel, run, "layer l: " if a run has several, array name_l)."""
+    names = [f"{name}_{layer}" for layer in range(1, 100)]
+    layers = {run: [arrays[name] for name in names if name in arrays] for run, arrays in runs.items()}
+    rows, panels = max(map(len, layers.values())), []
+    figure, columns = panels_of(runs, title, caption, height, rows, **subplots)
+    for column, (run, values) in zip(columns, layers.items(), strict=True):
+        for layer, (axes, value) in enumerate(zip(column, values, strict=False), 1):
+            panels.append((axes, run, f"layer {layer}: " if rows > 1 else "", value))
+        for axes in column[len(values) :]:
+            axes.remove()
+    return figure, panels
 
 
 def weights(runs):
@@ -287,7 +287,7 @@ def log_likelihoods(runs):
     caption += " Runs share the images: judge them by their paired difference." * (len(runs) > 1)
     shape = image_shape_of(runs)
     figure = new_figure(f"Log-likelihood of each {split_of(runs)} image", caption, 1 + 2.5 * len(runs))
-    panels = figure.subplots(2 * len(runs), height_ratios=[1, 0.32] * len(runs), sharex=False)
+    panels = figure.subplots(2 * len(runs), height_ratios=[1, 0.32] * len(runs))
     for i, (axes, below, (run, arrays)) in enumerate(zip(panels[0::2], panels[1::2], runs.items(), strict=True)):
         values, extremes = arrays["log_likelihoods"], arrays["extreme_x_mean"]
         error = values.std(ddof=1) / np.sqrt(len(values))
@@ -299,7 +299,6 @@ def log_likelihoods(runs):
         label_axes(axes, "", "images")
         name_panel(axes, run, 1, f"{mean} ({len(values):,} images, k = {arrays['k_evaluation']})")
         draw_tiles(below, extremes, shape, len(extremes), **IMAGE_STYLE)
-        below.set(xlim=(0, len(extremes)), ylim=(cell_height(shape), 0))
         middle = len(extremes) / 2
         below.axvline(middle - 0.03, color=PALETTE[i % 10], linewidth=3)
         below.set_xticks([0.5 * middle, 1.5 * middle], ["lowest", "highest"], fontsize=SMALL)
@@ -312,21 +311,15 @@ def unit_kl(runs):
 
     Reads split, unit_kl_1 [d_1], unit_kl_2 [d_2], ... (nearest the data first).
     """
-    values = {run: _layers_of(arrays, "unit_kl") for run, arrays in runs.items()}
-    rows = max(map(len, values.values()))
     caption = f"log q(z_i | ..) − log p(z_i | ..), means over {split_of(runs)} images. Units at 0 are not used in the "
     caption += "top layer; in a lower one the layer above predicts them."
-    figure, panels = panels_of(runs, "KL term of each latent unit", caption, 2.4, rows, sharey=True)
-    for column, (run, layers) in zip(panels, values.items(), strict=True):
-        for layer, (axes, units) in enumerate(zip(column, layers, strict=False), 1):
-            axes.bar(np.arange(1, len(units) + 1), np.sort(units)[::-1], color=PALETTE[0], width=0.8)
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-            axes.set_xlim(0.4, len(units) + 0.6)
-            label_axes(axes, "unit, by rank", "KL (nats)")
-            text = f"layer {layer}: " if rows > 1 else ""
-            name_panel(axes, run, len(runs), f"{text}{number(units.sum(), 1)} nats")
-        for axes in column[len(layers) :]:
-            axes.remove()
+    figure, panels = _layer_panels(runs, "unit_kl", "KL term of each latent unit", caption, 2.4, sharey=True)
+    for axes, run, layer, units in panels:
+        axes.bar(np.arange(1, len(units) + 1), np.sort(units)[::-1], color=PALETTE[0], width=0.8)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        axes.set_xlim(0.4, len(units) + 0.6)
+        label_axes(axes, "unit, by rank", "KL (nats)")
+        name_panel(axes, run, len(runs), f"{layer}{number(units.sum(), 1)} nats")
     return figure
 
 
@@ -349,7 +342,6 @@ def interpolation(runs):
     figure, panels = panels_of(runs, "Interpolation through the latent space", caption, height)
     for (axes,), (run, images) in zip(panels, rows.items(), strict=True):
         draw_tiles(axes, images.reshape(-1, images.shape[-1]), shape, columns, **IMAGE_STYLE)
-        axes.set(xlim=(0, columns), ylim=(pairs * cell_height(shape), 0))
         name_panel(axes, run, len(runs))
     return figure
 
@@ -365,7 +357,8 @@ def nll_differences(runs):
     means, errors = differences.mean(axis=1), differences.std(axis=1, ddof=1) / np.sqrt(len(reference))
     caption = f"NLL = −L_k, k = {arrays['k_evaluation']}, {len(reference):,} images. Bars: ± one standard error of the "
     caption += "paired difference over images; another seed would move the runs, too."
-    figure = new_figure(f"NLL minus that of {first}", caption, 1.2 + 0.42 * len(runs))
+    title = broken(f"NLL minus that of {first}", 80)
+    figure = new_figure(title, caption, 1.2 + 0.2 * title.count("\n") + 0.42 * len(runs))
     axes, rows = figure.subplots(), np.arange(len(runs))
     axes.axvline(0, color="0.7")
     axes.errorbar(means, rows, xerr=errors, linestyle="", marker="o", markersize=4, color=PALETTE[0], capsize=3)
@@ -485,7 +478,7 @@ def _gradient_panels(runs, title, ylabel, how, parts=("encoder", "decoder")):
     for row, (run, arrays) in zip(panels, runs.items(), strict=True):
         for axes, part in zip(row, parts, strict=True):
             axes.set(xscale="log", yscale="log")
-            axes.set_xticks(arrays["gradient_k"], arrays["gradient_k"], minor=False)
+            axes.set_xticks(arrays["gradient_k"], arrays["gradient_k"])
             axes.minorticks_off()
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
@@ -526,10 +519,10 @@ def _apart(heights, gap):
     return places[np.argsort(order)]
 
 
-def in_training(plot, names):
+def in_training(plot):
     """A function of runs that gives a plot as it was at each epoch that all runs kept: figures for an animation.
 
-    names: the arrays that the plot reads, each snapshot_... with the epochs snapshot_epoch [e] on its first axis.
+    Each array snapshot_..., with the epochs snapshot_epoch [e] on its first axis, takes the place of that of its name.
     """
 
     def frames(runs):
@@ -538,7 +531,8 @@ def in_training(plot, names):
             then = {}
             for run, arrays in runs.items():
                 at = arrays["snapshot_epoch"].tolist().index(epoch)
-                then[f"{run}, epoch {epoch}"] = {**arrays} | {name: arrays[f"snapshot_{name}"][at] for name in names}
+                kept = {name: arrays[f"snapshot_{name}"][at] for name in arrays if f"snapshot_{name}" in arrays}
+                then[f"{run}, epoch {epoch}"] = {**arrays} | kept
             figures.append(plot(then))
         return figures
 
@@ -567,15 +561,14 @@ PLOTS = {
     )
 }
 
+ANIMATIONS = {
+    "prior_samples_in_training": in_training(prior_samples),
+    "posterior_in_training": in_training(posterior_side_by_side),
+}
+
 # The array without which a plot has nothing to show: nets of two latent units have grids, some runs have snapshots.
 NEEDS = dict.fromkeys(("posterior_side_by_side", "posterior_of_one_input", "manifold"), "grid_k")
 NEEDS |= {"aggregate_over_training": "snapshot_posterior_samples"}
-
-GRIDS = ("grid_centre", "grid_half", "grid_view", "grid_log_density", "grid_level", "grid_kl", "grid_held")
-ANIMATIONS = {
-    "prior_samples_in_training": in_training(prior_samples, ["prior_samples"]),
-    "posterior_in_training": in_training(posterior_side_by_side, GRIDS),
-}
 NEEDS |= {"prior_samples_in_training": "snapshot_epoch", "posterior_in_training": "snapshot_grid_k"}
 
 

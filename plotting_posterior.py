@@ -41,11 +41,11 @@ def posterior_of_one_input(runs):
     Reads split, image_shape [2], grid_x [n, features], grid_index [n], grid_share [s], grid_candidates, grid_k [c],
     what `_density` does, grid_held and grid_kl [n, 1 + c], grid_samples [n, 1 + c, m, 2].
     """
-    shares = next(iter(runs.values()))["grid_share"]
-    shown = range(-len(shares), 0) if len(runs) == 1 else [-len(shares)]
+    first = next(iter(runs.values()))
+    shares = len(first["grid_share"])
+    shown = range(-shares, 0) if len(runs) == 1 else [-shares]
     rows = [(run, arrays, i) for run, arrays in runs.items() for i in shown]
-    arrays = rows[0][1]
-    names = ["true posterior", "q(z | x) = q_ew, k = 1", *(f"q_ew, k = {k}" for k in arrays["grid_k"][1:])]
+    names = ["true posterior", "q(z | x) = q_ew, k = 1", *(f"q_ew, k = {k}" for k in first["grid_k"][1:])]
     caption = (
         "q_ew: what sampling-importance-resampling from k samples of q draws from. Lines: the smallest areas that hold "
         "50 % and 95 % of a density, as far as the square reaches; dashed: the true posterior's. Shade: the density, "
@@ -55,20 +55,18 @@ def posterior_of_one_input(runs):
     figure = new_figure(title, caption, 1 + 2.25 * len(rows))
     widths = [0.6] + [1] * len(names)
     panels = figure.subplots(len(rows), 1 + len(names), squeeze=False, width_ratios=widths)
-    for (first, *others), (run, arrays, i) in zip(panels, rows, strict=True):
-        _thumbnail(first, arrays["grid_x"][i], image_shape_of(runs))
+    for (image, *others), (run, arrays, i) in zip(panels, rows, strict=True):
+        _thumbnail(image, arrays["grid_x"][i], image_shape_of(runs))
         share = f"KL above {arrays['grid_share'][i]:.0%}" if arrays["grid_share"][i] < 1 else "the largest KL"
         text = f"{split_of(runs)} image {arrays['grid_index'][i]}\n{share}\nof {arrays['grid_candidates']} images"
-        first.set_title(text, loc="left", fontsize=SMALL)
+        image.set_title(text, loc="left", fontsize=SMALL)
         for j, axes in enumerate(others):
             _density(axes, arrays, i, j)
             axes.scatter(*arrays["grid_samples"][i, j].T, s=1.5, color="black", alpha=0.5, linewidths=0)
             axes.tick_params(labelleft=j == 0)
-        kl = ["", *(f"{_kl(kl)}, " for kl in arrays["grid_kl"][i, 1:])]
-        titles = [
-            f"{n}\n{text}{held:.0%} held" for n, text, held in zip(names, kl, arrays["grid_held"][i], strict=True)
-        ]
-        name_row(others, run if i == shown[0] else "", titles)
+        kls = ["", *(f"{_kl(nats)}, " for nats in arrays["grid_kl"][i, 1:])]
+        measures = zip(names, kls, arrays["grid_held"][i], strict=True)
+        name_row(others, run if i == shown[0] else "", [f"{name}\n{kl}{held:.0%} held" for name, kl, held in measures])
     return figure
 
 
@@ -104,7 +102,7 @@ def aggregate_over_training(runs):
     Reads split, snapshot_epoch [e], snapshot_posterior_samples [e, s, 2], labels [n]: the first s are shown.
     """
     epochs, classes = common_epochs(runs), classes_of(runs)
-    epochs = epochs[:1] * (len(epochs) > 2) + epochs[-2:]
+    epochs = epochs[:-2][:1] + epochs[-2:]  # the first and the last two
     samples = {run: arrays["snapshot_posterior_samples"] for run, arrays in runs.items()}
     count = len(next(iter(samples.values()))[0])
     caption = f"One sample of q(z | x) for each of {count:,} {split_of(runs)} images. Not the posterior of any single "
@@ -139,7 +137,6 @@ def manifold(runs):
     for (axes,), (run, arrays) in zip(panels, runs.items(), strict=True):
         z, shape = arrays["manifold_z"], image_shape_of(runs)
         draw_tiles(axes, arrays["manifold"], shape, len(z), **IMAGE_STYLE)
-        axes.set(xlim=(0, len(z)), ylim=(len(z) * cell_height(shape), 0))
         at = np.unique(np.linspace(0, len(z) - 1, 5).round().astype(int))
         axes.set_xticks(at + 0.5, [number(z[i], 1) for i in at], fontsize=SMALL)
         axes.set_yticks((at + 0.5) * cell_height(shape), [number(z[::-1][i], 1) for i in at], fontsize=SMALL)
@@ -259,11 +256,9 @@ def _density(axes, arrays, i, j):
     Reads grid_centre [n, 2], grid_half [n], grid_view [n, 2, 2] (the corners shown), grid_log_density
     [n, 1 + c, side, side], grid_level [n, 1 + c, levels].
     """
-    log_p, half = arrays["grid_log_density"][i], arrays["grid_half"][i]
-    x, y = arrays["grid_centre"][i]
-    extent = (x - half, x + half, y - half, y + half)
-    limits = {"vmin": 0, "vmax": np.exp(log_p[0].max())}
-    axes.imshow(np.exp(log_p[j]), cmap="Blues", origin="lower", extent=extent, interpolation="bilinear", **limits)
+    density = np.exp(arrays["grid_log_density"][i])
+    style = {"cmap": "Blues", "vmin": 0, "vmax": density[0].max(), "interpolation": "bilinear"}
+    axes.imshow(density[j], **_placed(arrays, i), **style)
     if j:
         _contours(axes, arrays, i, 0, colors=TRUE, linewidths=0.8, linestyles="dashed")
     _contours(axes, arrays, i, j, colors=OTHER if j else TRUE, linewidths=1.2)
@@ -277,9 +272,13 @@ def _density(axes, arrays, i, j):
 
 def _contours(axes, arrays, i, j, **style):
     """The lines at grid_level of density j of input i, those that lie on the grid."""
-    log_density, half = arrays["grid_log_density"][i, j], arrays["grid_half"][i]
+    log_density = arrays["grid_log_density"][i, j]
     levels = [level for level in sorted({*arrays["grid_level"][i, j]}) if log_density.min() < level < log_density.max()]
-    steps = half * ((2 * np.arange(len(log_density)) + 1) / len(log_density) - 1)
-    x, y = arrays["grid_centre"][i]
     if levels:
-        axes.contour(x + steps, y + steps, np.exp(log_density), levels=np.exp(levels), **style)
+        axes.contour(np.exp(log_density), levels=np.exp(levels), **_placed(arrays, i), **style)
+
+
+def _placed(arrays, i):
+    """Where imshow and contour draw the grid of input i: the square that its cells fill, the first row below."""
+    (x, y), half = arrays["grid_centre"][i], arrays["grid_half"][i]
+    return {"origin": "lower", "extent": (x - half, x + half, y - half, y + half)}
