@@ -148,11 +148,11 @@ def open_strategy(parameters, *others):
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         for name in [name for i, name in enumerate(workers) if i != index]:
             threading.Thread(target=watch, args=[name, workers[name], finished], daemon=True).start()
-    elif kind == "mirrored":
-        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
     else:
         strategy = tf.distribute.get_strategy()
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        if kind == "mirrored" and len(devices) > 1:  # where TensorFlow cannot use the GPUs one CPU is left
+            strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
     replicas = strategy.num_replicas_in_sync
     for batch in {run.batch for run in (parameters, *others)}:
         if batch % replicas:

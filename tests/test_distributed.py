@@ -89,6 +89,12 @@ def test_visible_gpus_are_counted_without_tensorflow(monkeypatch, visible, count
     assert command_line.gpus() == count
 
 
+def test_where_tensorflow_cannot_use_the_gpus_one_device_trains_as_ever(monkeypatch):
+    monkeypatch.setattr(command_line, "gpus", lambda: 2)
+    with distributed.open_strategy(Parameters()) as strategy, strategy.scope():
+        assert not tf.distribute.has_strategy()
+
+
 # Shards.
 
 
