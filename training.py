@@ -2,14 +2,13 @@
 
 import json
 import time
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
 from checkpoints import Checkpoints, tensorflow_writes
-from distributed import everyone, on_replicas, over_replicas, run_alike
+from distributed import everyone, on_replicas, over_replicas, run_alike, whole
 from gradients import gradients
 from losses import build_objective
 from models import fold_seed, random_uniform, save_weights, snapshots, split_seed
@@ -40,15 +39,13 @@ def compile_stretch(model, optimizer, images, parameters, k):
     Called as stretch(order [steps, batch], rates [steps], seed [2] of the epoch, first, last); returns the sum of the
     steps' mean bounds. To test gradients as well would cost a fifth: see `run_stretch`.
     """
-    objective, backward_samples = objective_of(parameters), parameters.backward_samples
     variables = model.phi + model.theta
     steps = images.shape[0] // parameters.batch
     signature = [((steps, parameters.batch), tf.int32), ((steps,), tf.float32), ((2,), tf.int32), ((), tf.int32)]
 
     @over_replicas
     def ascend(own, rows, seed, step):
-        x, gradient_seed = serve(rows, fold_seed(seed, step), parameters)
-        bound, ascent = gradients(model, objective, x, k, gradient_seed, backward_samples, own)
+        bound, ascent = step_gradients(model, rows, fold_seed(seed, step), parameters, k, own)
         return [tf.reduce_sum(bound) / parameters.batch, *ascent]
 
     def take_step(rows, seed, step):
@@ -73,28 +70,31 @@ def compile_stretch(model, optimizer, images, parameters, k):
     return stretch
 
 
-def serve(images, seed, parameters):
-    """The images [batch, features] of a step, binarised afresh, and the seed of its samples."""
+def step_gradients(model, images, seed, parameters, k, own=whole):
+    """Bound [batch] and gradients, as of `gradients`, of a step's images [batch, features], binarised afresh."""
     binarization_seed, gradient_seed = tf.unstack(split_seed(seed))
     x = tf.cast(images, tf.float32) / (255.0 if images.dtype == tf.uint8 else 1.0)
     if parameters.binarization == "stochastic":
         x = tf.cast(random_uniform(tf.shape(x), binarization_seed) < x, tf.float32)
-    return x, gradient_seed
+    return gradients(model, objective_of(parameters), x, k, gradient_seed, parameters.backward_samples, own)
+
+
+def step_seconds(stretch, inputs, variables):
+    """Seconds of a step of a compiled stretch: some are timed, and undone."""
+    before, steps = values_of(variables), min(len(inputs[1]), STEPS_TIMED)
+    stretch(*inputs, 0, 1).numpy()  # compiles
+    start = time.perf_counter()
+    stretch(*inputs, 0, steps).numpy()
+    seconds = (time.perf_counter() - start) / steps
+    assign(variables, before)
+    return seconds
 
 
 def estimate_seconds(stretches, plan, n, parameters, variables):
-    """Seconds that the epochs of `plan` will take: some steps of each compiled stretch are timed, and undone."""
-    before = values_of(variables)
+    """Seconds that the epochs of `plan` will take."""
     inputs = epoch_inputs(plan[0], n, parameters)
-    steps = len(inputs[1])
-    seconds = {}
-    for k, stretch in stretches.items():
-        stretch(*inputs, 0, 1).numpy()  # compiles
-        start = time.perf_counter()
-        stretch(*inputs, 0, min(steps, STEPS_TIMED)).numpy()
-        seconds[k] = (time.perf_counter() - start) / min(steps, STEPS_TIMED) * steps
-    assign(variables, before)
-    return sum(seconds[epoch.k] for epoch in plan)
+    seconds = {k: step_seconds(stretch, inputs, variables) for k, stretch in stretches.items()}
+    return len(inputs[1]) * sum(seconds[epoch.k] for epoch in plan)
 
 
 def step_milliseconds(model, x_train, runs):
@@ -104,11 +104,10 @@ def step_milliseconds(model, x_train, runs):
     """
     images, programs = tf.constant(x_train), []
     for run in runs:
-        optimizer, plan = build_optimizer(run, model), [Epoch(1, run.k, 0.0, 0.0)]
-        stretches = {run.k: compile_stretch(model, optimizer, images, run, run.k)}
-        programs.append((stretches, plan, len(x_train), run, model.variables + optimizer.variables))
-    epochs = [[estimate_seconds(*program) for program in programs] for _ in range(10)]
-    return 1000 * np.min(epochs, axis=0) / [len(x_train) // run.batch for run in runs]
+        optimizer, inputs = build_optimizer(run, model), epoch_inputs(Epoch(1, run.k, 0.0, 0.0), len(x_train), run)
+        stretch = compile_stretch(model, optimizer, images, run, run.k)
+        programs.append((stretch, inputs, model.variables + optimizer.variables))
+    return 1000 * np.min([[step_seconds(*program) for program in programs] for _ in range(10)], axis=0)
 
 
 def duration(seconds):
@@ -119,49 +118,44 @@ def duration(seconds):
     return f"{seconds:.0f} s"
 
 
-class Progress(NamedTuple):
-    """How far a training has come."""
+class Progress(tf.train.experimental.PythonState):
+    """How far a training has come: what a checkpoint holds beside variables, as JSON."""
 
-    log: tuple = ()  # a `log_record` for each finished epoch
-    stretch: int = 0  # the next one of the epoch after them
-    total: float = 0.0  # of that epoch: sum of the steps' mean bounds, nats
-    seconds: float = 0.0  # of training
+    def __init__(self):
+        self.log = []  # a record for each finished epoch: see `end_epoch`
+        self.stretch = 0  # the next one of the epoch after them
+        self.total = 0.0  # of that epoch: sum of the steps' mean bounds, nats
+        self.seconds = 0.0  # of training
 
     @property
     def epochs(self):
         """How many are finished."""
         return len(self.log)
 
-
-class Kept(tf.train.experimental.PythonState):
-    """What a checkpoint holds beside variables, as JSON: how far the training has come."""
-
-    progress = Progress()
-
     def serialize(self):
-        return json.dumps(self.progress)
+        return json.dumps([self.log, self.stretch, self.total, self.seconds])
 
     def deserialize(self, text):
-        self.progress = Progress(*json.loads(text))
+        self.log, self.stretch, self.total, self.seconds = json.loads(text)
 
 
 def run_stretch(stretch, inputs, done, variables, bar):
-    """Take the next stretch of an epoch; returns the progress then, and the first step that is not finite, or None.
+    """Take the next stretch of an epoch, and tell the progress; returns the first step that is not finite, or None.
 
     That is the step whose bound is not, or whose update leaves a weight or a variable of the optimizer that is not;
-    the variables are then as they were before it.
+    the variables are then as they were before it, and no progress is told.
     """
     start, before = time.perf_counter(), values_of(variables)
     edges = np.linspace(0, len(inputs[1]), STRETCHES_PER_EPOCH + 1, dtype=np.int32)
     first, last = edges[done.stretch : done.stretch + 2]
     total = float(stretch(*inputs, first, last))
     if not all_finite(total, variables):
-        return done, bad_step(stretch, inputs, first, last, variables, before)
-    total += done.total
+        return bad_step(stretch, inputs, first, last, variables, before)
+    done.stretch, done.total = done.stretch + 1, done.total + total
     bar.update(last - first)
-    bar.set_postfix(bound=f"{total / max(1, last):.2f}", refresh=False)
-    seconds = done.seconds + time.perf_counter() - start
-    return done._replace(stretch=done.stretch + 1, total=total, seconds=seconds), None
+    bar.set_postfix(bound=f"{done.total / max(1, last):.2f}", refresh=False)
+    done.seconds += time.perf_counter() - start
+    return None
 
 
 def all_finite(total, variables):
@@ -189,8 +183,7 @@ def replay(model, x_train, parameters, k, inputs, step):
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
 
     def again(seed):
-        x, gradient_seed = serve(tf.constant(x_train[order[step]]), fold_seed(seed, step), parameters)
-        return gradients(model, objective_of(parameters), x, k, gradient_seed, parameters.backward_samples)
+        return step_gradients(model, tf.constant(x_train[order[step]]), fold_seed(seed, step), parameters, k)
 
     return on_replicas(again, np.tile(seed, [replicas, 1]))[0]
 
@@ -227,13 +220,13 @@ def diverged(what, parameters):
 
 
 def resume(model, optimizer, folder):
-    """Take the last checkpoint of a folder, if it has one: its Checkpoints, and the `Kept` that it then gave."""
-    kept = Kept()
+    """Take the last checkpoint of a folder, if it has one: its Checkpoints, and the Progress that they keep."""
+    done = Progress()
     # As lists of variables: TensorFlow does not see into Keras's lists of layers, so of a model it keeps nothing.
-    state = {"model": model.variables, "optimizer": optimizer.variables, "kept": kept}
+    state = {"model": model.variables, "optimizer": optimizer.variables, "kept": done}
     checkpoints = Checkpoints(folder / "checkpoints", **state)
     checkpoints.restore()
-    return checkpoints, kept
+    return checkpoints, done
 
 
 def write_log(folder, log):
@@ -261,8 +254,8 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
     Raises KeyboardInterrupt, once a checkpoint is written, after Ctrl-C or SIGTERM.
     """
     optimizer = build_optimizer(parameters, model)
-    checkpoints, kept = resume(model, optimizer, folder)
-    variables, done = model.variables + optimizer.variables, kept.progress
+    checkpoints, done = resume(model, optimizer, folder)
+    variables = model.variables + optimizer.variables
     if done.log:  # the file may be damaged, or ahead
         write_log(folder, done.log)
     tell_lost(folder, parameters, done.epochs)
@@ -273,28 +266,25 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
         print(f"{folder.name}: {describe(plan, parameters)}: about {duration(seconds)} on this machine", flush=True)
     with tensorflow_writes(folder / "tensorboard"):
         writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
-    bar = tqdm(total=len(plan) * (len(x_train) // parameters.batch), unit="step", desc=folder.name, disable=not plan)
+    steps = len(x_train) // parameters.batch
+    initial = done.stretch * steps // STRETCHES_PER_EPOCH
+    bar = tqdm(total=len(plan) * steps, initial=initial, unit="step", desc=folder.name, disable=not plan)
     with bar, stop_asked() as asked:
         for epoch in plan:
             inputs = epoch_inputs(epoch, len(x_train), parameters)
             while done.epochs < epoch.number:
-                done, bad = run_stretch(stretches[epoch.k], inputs, done, variables, bar)
+                bad = run_stretch(stretches[epoch.k], inputs, done, variables, bar)
                 if bad is not None:
                     raise not_finite(model, x_train, parameters, epoch, inputs, bad)
                 if done.stretch == STRETCHES_PER_EPOCH:
                     with averaged_weights(model, optimizer):
-                        bounds = done.total / len(inputs[1]), validation_bound()
-                        if not np.isfinite(bounds[1]):
-                            raise diverged(f"epoch {epoch.number}: the bound of validation images", parameters)
-                        record = log_record(epoch, *bounds, done.seconds)
-                        write_tensorboard(writer, record, images)
+                        end_epoch(epoch, done, steps, validation_bound(), parameters)
+                        write_tensorboard(writer, done.log[-1], images)
                         if epoch.number in parameters.snapshot_epochs:
                             save_weights(model, folder / "snapshots" / f"epoch{epoch.number:04d}.weights.h5")
-                    done = Progress([*done.log, record], seconds=done.seconds)
                 stop = any(everyone(len(asked)))
                 if stop or due(checkpoints.saved) or done.epochs == plan[-1].number:
                     write_log(folder, done.log)
-                    kept.progress = done
                     checkpoints.save(f"{done.epochs:05d}-{done.stretch}")
                 if stop:
                     raise KeyboardInterrupt
@@ -304,16 +294,19 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
     save_weights(model, folder / "model.weights.h5")
 
 
-def log_record(epoch, bound_train, bound_validation, seconds):
-    """A line of log.jsonl. Bounds in nats, seconds of training so far."""
-    return {
+def end_epoch(epoch, done, steps, bound_validation, parameters):
+    """Tell the progress a line of log.jsonl: bounds in nats, seconds of training so far."""
+    if not np.isfinite(bound_validation):
+        raise diverged(f"epoch {epoch.number}: the bound of validation images", parameters)
+    record = {
         "epoch": epoch.number,
         "k": epoch.k,
         "learning_rate": epoch.rate_to,
-        "bound_train": bound_train,
+        "bound_train": done.total / steps,
         "bound_validation": bound_validation,
-        "seconds": round(seconds, 1),
+        "seconds": round(done.seconds, 1),
     }
+    done.log, done.stretch, done.total = [*done.log, record], 0, 0.0
 
 
 def write_tensorboard(writer, record, images):

@@ -288,9 +288,8 @@ def test_estimate_leaves_everything_as_it_was(small_net, x_small):
 
 
 def test_cost_of_a_step_is_the_least_measured_in_turns(small_net, x_small, monkeypatch):
-    """Epochs of 6 and of 3 steps: the milliseconds of one are a thousandfold share of the least epoch's seconds."""
-    seconds = iter([0.9, 0.6] + 8 * [1.2, 0.7] + [0.6, 0.9])
-    monkeypatch.setattr(training, "estimate_seconds", lambda stretches, plan, n, *_: next(seconds) * len(plan))
+    seconds = iter([0.15, 0.2] + 8 * [0.2, 0.25] + [0.1, 0.3])
+    monkeypatch.setattr(training, "step_seconds", lambda *_: next(seconds))
     milliseconds = training.step_milliseconds(small_net(), grey(x_small), [TINY, replace(TINY, batch=20, k=3)])
     np.testing.assert_allclose(milliseconds, [100, 200])
 
