@@ -23,14 +23,17 @@ def tensorflow_writes(path):
         raise unwritable(path, reason) from error
 
 
-def verify(prefix):
-    """Read all of a checkpoint, whose blocks and arrays have checksums; raises one of DAMAGE where one is wrong."""
-    reader = tf.train.load_checkpoint(str(prefix))
-    for name in reader.get_variable_to_shape_map():
-        reader.get_tensor(name)
-
-
-DAMAGE = (tf.errors.OpError, IndexError)  # IndexError: the data file is too short
+def is_whole(path):
+    """Whether all of a state can be read, by the checksums in it. Raises OSError where there is no right to."""
+    try:
+        reader = tf.train.load_checkpoint(str(path / "state"))
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except (tf.errors.OpError, IndexError) as error:  # IndexError: the data file is too short
+        if os.strerror(errno.EACCES) in str(error):
+            raise OSError(f"no right to read {path}: give it, and the same command goes on") from error
+        return False
+    return True
 
 
 class Checkpoints:
@@ -58,24 +61,17 @@ class Checkpoints:
 
         Raises OSError for a state of other variables than these, and where there is no right to read one.
         """
-        found, damaged = None, []
-        for path in reversed(self.generations()):
-            try:
-                verify(path / "state")  # before any variable is changed
-                found = path
-                break
-            except DAMAGE as error:
-                if os.strerror(errno.EACCES) in str(error):
-                    raise OSError(f"no right to read {path}: give it, and the same command goes on") from error
-                aside = path.with_name(f"damaged.{path.name}")
-                remove(aside)
-                damaged.append(path.rename(aside))
+        damaged = []
+        while (left := self.generations()) and not is_whole(left[-1]):  # before any variable is changed
+            aside = left[-1].with_name(f"damaged.{left[-1].name}")
+            remove(aside)
+            damaged.append(left[-1].rename(aside))
         if damaged:
-            onward = "going on from the state before" if found else "no other is left: starting from the beginning"
+            onward = "going on from the state before" if left else "no other is left: starting from the beginning"
             print(f"{', '.join(map(str, damaged))}: damaged; {onward}", file=sys.stderr)
-        if found:
-            self.read(found)
-        return found is not None
+        if left:
+            self.read(left[-1])
+        return bool(left)
 
     def read(self, path):
         """Give the variables the values of an undamaged state."""

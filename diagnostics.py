@@ -4,7 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from evaluation import IMAGES_AT_ONCE, SAMPLES_AT_ONCE, map_images
-from losses import effective_sample_size, iwae_bound, jackknife, normalized_weights
+from gradients import gradients
+from losses import TARGETS, effective_sample_size, iwae_bound, jackknife, normalized_weights
 from models import fold_seed
 
 WEIGHT_KS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)  # at which weights and bounds are diagnosed: the jackknife needs 2
@@ -44,18 +45,17 @@ def squared_length(total, squares, replicates):
     return plain - variance / replicates, variance
 
 
-def gradient_moments(model, gradients, estimators, targets, x, k, replicates, seed=0):
+def gradient_moments(model, estimators, targets, x, k, replicates, seed=0):
     """Of each estimator's gradient on each image by itself: squared length of the mean, variance, squared bias.
 
     Replicates differ in the noise of z alone, which all estimators share. The bias is that against an estimator's own
     target (`losses.TARGETS`): the reparameterised gradient of the same bounds at the same k, so it tells what leaving
     out the score costs; other rows are their own targets, with bias 0.
 
-    gradients: `gradients.gradients`; estimators: functions of log_w; targets: [estimators], an index for each; x:
-    [n, features] as fed to the encoder. Returns [n, 3, estimators, 2]: encoder, then decoder.
+    estimators: functions of log_w; targets: [estimators], an index for each; x: [n, features] as fed to the encoder.
+    Returns [n, 3, estimators, 2]: encoder, then decoder.
     """
-    variables = [model.phi, model.theta]
-    sizes = [sum(variable.shape.num_elements() for variable in part) for part in variables]
+    sizes = [sum(variable.shape.num_elements() for variable in part) for part in (model.phi, model.theta)]
 
     def errors(parts):
         return [part - tf.gather(part, targets) for part in parts]
@@ -88,7 +88,7 @@ def gradient_quality(moments, targets):
     would else drown the others; low and high are the notches of a box plot (McGill et al. 1978): medians whose notches
     do not overlap differ, at 95 %. Squared bias is a ratio of sums over images, to the squared length of the target's
     mean.
-    Returns {name: [estimators, 2]}.
+    moments: [n, 3, estimators, 2, ..]. Returns {name: [estimators, 2, ..]}.
     """
     length, variance, bias = np.float64(moments).swapaxes(0, 1)
     first, median, third = np.quantile(length / variance, (0.25, 0.5, 0.75), axis=0)
@@ -99,18 +99,16 @@ def gradient_quality(moments, targets):
     return dict(zip(names, (*ratios, np.median(variance, axis=0), relative_bias), strict=True))
 
 
-def diagnostic_arrays(model, gradients, estimators, targets, x, seed=0):
+def diagnostic_arrays(model, estimators, x, seed=0):
     """The arrays of `plotting.DIAGNOSTICS` that a model, images and estimators make.
 
-    estimators: {name: function of log_w}; targets: {name: name of its target}, for those that are not their own.
-    x: [n, features], as fed to the encoder; the gradients are those on the first of them.
+    estimators: {name: function of log_w}, with the targets of all; x: [n, features], as fed to the encoder; the
+    gradients are those on the first of them.
     """
-    names, images = list(estimators), x[:GRADIENT_IMAGES]
-    indices = np.array([names.index(targets.get(name, name)) for name in names])
+    names, functions, images = list(estimators), list(estimators.values()), x[:GRADIENT_IMAGES]
+    indices = np.array([names.index(TARGETS.get(name, name)) for name in names])
     weights = weight_quality(model, x[:WEIGHT_IMAGES], WEIGHT_KS, seed)
-    arguments = (model, gradients, list(estimators.values()), indices, images)
-    moments = [gradient_moments(*arguments, k, REPLICATES, seed) for k in GRADIENT_KS]
-    qualities = [gradient_quality(each, indices) for each in moments]
+    moments = [gradient_moments(model, functions, indices, images, k, REPLICATES, seed) for k in GRADIENT_KS]
     arrays = {
         "weight_k": WEIGHT_KS,
         **dict(zip(("effective_sample_size", "largest_weight", "bound", "jackknife"), weights, strict=True)),
@@ -118,6 +116,6 @@ def diagnostic_arrays(model, gradients, estimators, targets, x, seed=0):
         "gradient_k": GRADIENT_KS,
         "replicates": REPLICATES,
         "gradient_images": len(images),
-        **{name: np.stack([quality[name] for quality in qualities], axis=-1) for name in qualities[0]},
+        **gradient_quality(np.stack(moments, axis=-1), indices),
     }
     return {name: np.asarray(array) for name, array in arrays.items()}

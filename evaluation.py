@@ -21,14 +21,14 @@ INTERPOLATED = 9  # images from one end of an interpolation to the other, both i
 HALF_AVERAGE = 100  # samples in each of the two averages of `unit_variances`
 
 
-def kept_blocks(path, size, most):
-    """The finished blocks that a killed `map_images` left, at most so many; [] where there are none that fit."""
+def kept_blocks(path, size):
+    """The finished blocks that a killed `map_images` left; [] where there are none of that size."""
     try:
         with np.load(path) as archive:
             blocks = archive["blocks"]
     except Exception:  # a damaged file is found out by zip's checksum, numpy or zipfile, by a dozen kinds of error
         return []
-    return list(blocks) if blocks.shape[1:2] == (size,) and len(blocks) <= most else []
+    return list(blocks) if blocks.shape[1:2] == (size,) else []
 
 
 def keep_blocks(path, blocks):
@@ -53,7 +53,7 @@ def map_images(function, x, seed, size=IMAGES_AT_ONCE, progress=None, kept=None)
         )
     size, saved = min(size, len(x)), time.monotonic()
     count, at_once = math.ceil(len(x) / size), tf.distribute.get_strategy().num_replicas_in_sync
-    blocks = kept_blocks(kept, size, count) if kept else []
+    blocks = kept_blocks(kept, size) if kept else []
     ahead = range(len(blocks), count, at_once)
     try:
         for block in tqdm(ahead, desc=progress, unit_scale=size * at_once, unit="image", disable=progress is None):
@@ -82,7 +82,7 @@ def bounds_block(model, k):
         log_sum = tf.fill([tf.shape(images)[0]], -math.inf)
         total = tf.zeros_like(log_sum)
         for first in tf.range(0, k, chunk):
-            log_w = model.log_weights(images, chunk, fold_seed(seed, first), q)
+            _, log_w = model.weighted_samples(images, q, chunk, fold_seed(seed, first))
             counted = first + tf.range(chunk)[:, None] < k  # the last chunk may reach beyond k
             log_sum = tf.reduce_logsumexp([log_sum, tf.reduce_logsumexp(tf.where(counted, log_w, -math.inf), 0)], 0)
             total += tf.reduce_sum(tf.where(counted, log_w, 0.0), 0)
@@ -101,9 +101,9 @@ def bounds(model, x, k=5000, seed=0, progress=None, kept=None):
     return tuple(map_images(bounds_block(model, k), x, seed, progress=progress, kept=kept).T)
 
 
-def log_likelihood(model, x, k=5000, seed=0, progress=None):
+def log_likelihood(model, x, k=5000, seed=0):
     """L_k, the estimate of log p(x), of each image [n] in nats: see `bounds`, which gives the ELBO too."""
-    return bounds(model, x, k, seed, progress)[0]
+    return bounds(model, x, k, seed)[0]
 
 
 def mean_bound(model, x, objective, k, seed=0):
@@ -193,9 +193,8 @@ def reconstructions(model, x, seed=0):
     def draws(images, seed):
         noise_seed, uniform_seed = tf.unstack(split_seed(seed))
         q = model.encode(images)
-        z = model.sample_posterior(q, model.draw_noise(K_RESAMPLING, tf.shape(images)[0], noise_seed))
-        weights = normalized_weights(model.log_joint(images, z) - model.log_q_z_given_x(q, z))
-        chosen = resample(weights, 1, random_uniform([tf.shape(images)[0]], uniform_seed))
+        z, log_w = model.weighted_samples(images, q, K_RESAMPLING, noise_seed)
+        chosen = resample(normalized_weights(log_w), 1, random_uniform([tf.shape(images)[0]], uniform_seed))
         resampled = gather_samples(z[0], chosen)[0]
         return model.decode(q.mean()), model.decode(z[0][0]), model.decode(resampled)
 

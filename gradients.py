@@ -8,30 +8,19 @@ from models import random_uniform, split_seed
 
 
 def gradients(model, objective, x, k, seed, backward_samples=None, own=whole):
-    """Bound and gradients to ascend, as of `gradients_given`, with k samples drawn from a seed, [2] integers."""
-    return gradients_given(model, objective, x, *draw(model, k, tf.shape(x)[0], seed), backward_samples, own)
-
-
-def draw(model, k, batch, seed):
-    """The random numbers of a step: noise, as of `draw_noise`, and uniforms [batch] in [0, 1) for `subsample`."""
-    noise_seed, resampling_seed = tf.unstack(split_seed(seed))
-    noise = model.draw_noise(k, batch, noise_seed)
-    return noise, random_uniform([batch], resampling_seed, dtype=noise[0].dtype)
-
-
-def gradients_given(model, objective, x, noise, uniform, backward_samples=None, own=whole):
     """Bound and gradients to ascend, of the mean over the batch, for any objective and any number of layers.
 
     Three steps: log_w of all k samples, without gradients; the objective's weights, which are constants; the backward
     pass, with z cut from the encoder and re-attached with a weight of its own. (Compiled, the forward pass of the third
     step is the first one's.) With `backward_samples` = s < k only s samples are differentiated: see `subsample`.
 
-    objective: a function log_w -> Objective; x: [batch, features]; noise, uniform: of `draw`; own: see `over_replicas`.
+    objective: a function log_w -> Objective; x: [batch, features]; seed: [2] integers; own: see `over_replicas`.
     Returns bound [batch] in nats, gradients for model.phi + model.theta; of a replica its own part of the bound, and
     its share of the gradients. Raises ValueError for `backward_samples` with an objective of two bounds.
     """
-    k, batch = noise[0].shape[0], tf.shape(x)[0]
-    noise, x = [own(layer, 1) for layer in noise], own(x, 0)
+    batch = tf.shape(x)[0]
+    noise_seed, resampling_seed = tf.unstack(split_seed(seed))
+    noise, x = [own(layer, 1) for layer in model.draw_noise(k, batch, noise_seed)], own(x, 0)
     q = model.encode(x)
     z = model.sample_posterior(q, noise)
     estimate = objective(model.log_joint(x, z) - model.log_q_z_given_x(q, z))
@@ -40,6 +29,7 @@ def gradients_given(model, objective, x, noise, uniform, backward_samples=None, 
     if two_bounds and backward_samples is not None:
         raise ValueError(f"backward_samples = {backward_samples}: must be None for an objective of two bounds")
     if backward_samples is not None and backward_samples < k:  # a stage of the schedule may have a smaller k
+        uniform = random_uniform([batch], resampling_seed, dtype=noise[0].dtype)
         weights, noise = subsample(weights, noise, backward_samples, own(uniform, 0))
     decoder, path, score = (tf.stop_gradient(weight) / tf.cast(batch, bound.dtype) for weight in weights)
 

@@ -27,16 +27,6 @@ def iwae_bound(log_w):
     return tf.reduce_logsumexp(log_w, axis=0) - tf.math.log(k)
 
 
-def renyi_bound(log_w, alpha):
-    """Variational Renyi bound (Li and Turner 2016): L_k at alpha = 0, towards the ELBO as alpha goes to 1.
-
-    log_w: [k, batch] -> [batch], nats. Raises ValueError for an alpha outside [0, 1).
-    """
-    if not 0 <= alpha < 1:
-        raise ValueError(f"alpha = {alpha}: must be in [0, 1); `vae` is the limit at 1")
-    return iwae_bound((1 - alpha) * log_w) / (1 - alpha)
-
-
 def jackknife(log_w):
     """First-order jackknife of L_k (Nowozin 2018): a bias of order 1/k^2, and no bound any more. For evaluation.
 
@@ -114,7 +104,7 @@ def gather_samples(values, indices):
 class Objective(NamedTuple):
     """What an estimator makes of ``log_w``: a bound to report and three constant weights that form the gradient.
 
-    With z cut from the encoder, the gradients that `gradients.gradients_given` gives are
+    With z cut from the encoder, the gradients that `gradients.gradients` gives are
 
         decoder: sum_k decoder * d log_w / d theta
         encoder: sum_k path * (d log_w / d z) (d z / d phi) + score * d log q(z | x) / d phi at fixed z
@@ -239,11 +229,14 @@ def piwae(log_w, *, groups):
 def vr(log_w, *, alpha):
     """Variational Renyi bound with its reparameterised gradient (Li and Turner 2016): every sample weighs v.
 
+    L_k at alpha = 0, towards the ELBO as alpha goes to 1. Raises ValueError for an alpha outside [0, 1).
     d log sum_k exp((1 - alpha) log_w) / (1 - alpha) = sum_k v d log_w, v = softmax of (1 - alpha) log_w.
     """
-    bound = renyi_bound(log_w, alpha)
-    v = normalized_weights((1 - alpha) * log_w)
-    return Objective(bound, decoder=v, path=v, score=-v)
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha = {alpha}: must be in [0, 1); `vae` is the limit at 1")
+    tempered = (1 - alpha) * log_w
+    v = normalized_weights(tempered)
+    return Objective(iwae_bound(tempered) / (1 - alpha), decoder=v, path=v, score=-v)
 
 
 def vr_dreg(log_w, *, alpha):

@@ -90,9 +90,9 @@ class DataLayer(keras.layers.Layer):
         self.hidden = [dense(n, initializer_seed, "tanh") for n in hidden_units]
         if likelihood == "bernoulli":
             mean = np.clip(x_train_mean, 0.001, 0.999)
-            self.head = dense(len(mean), initializer_seed, bias=constant(np.log(mean) - np.log1p(-mean)))
+            self.head = dense(len(mean), initializer_seed, bias=np.log(mean) - np.log1p(-mean))
         else:
-            self.head = dense(len(x_train_mean), initializer_seed, bias=constant(x_train_mean))
+            self.head = dense(len(x_train_mean), initializer_seed, bias=x_train_mean)
             self.log_std = self.add_weight(shape=(), initializer="zeros", name="log_std")
 
     def call(self, z):
@@ -115,11 +115,6 @@ class DataLayer(keras.layers.Layer):
     def expectation(self, z):
         """z [..., units] -> E[x | z] [..., features]."""
         return tf.sigmoid(self(z)) if self.likelihood == "bernoulli" else self(z)
-
-
-def constant(values):
-    """Initializer that gives an array: keras.initializers.Constant takes scalars alone."""
-    return lambda shape, dtype=None: tf.cast(values, dtype)
 
 
 class Autoencoder(keras.Model):
@@ -146,7 +141,6 @@ class Autoencoder(keras.Model):
     def build(self, input_shape):
         """Make every weight, by one pass through all layers."""
         self.log_weights(tf.zeros([1, input_shape[-1]], self.compute_dtype), k=1, seed=(0, 0))
-        self.built = True
 
     @property
     def theta(self):
@@ -197,14 +191,17 @@ class Autoencoder(keras.Model):
             terms.append(layer.distribution(above).log_prob(below))
         return tf.add_n(terms)
 
-    def log_weights(self, x, k, seed, q=None):
-        """Log importance weights log_w = log p(x, z) - log q(z | x) [k, batch] of k samples of q (Burda et al. 2016).
+    def weighted_samples(self, x, q, k, seed):
+        """k samples z of q = encode(x), and log_w = log p(x, z) - log q(z | x) [k, batch] (Burda et al. 2016).
 
-        x: [batch, features]; seed: [2] integers, stateless; q: encode(x), where it is at hand already.
+        x: [batch, features]; seed: [2] integers, stateless.
         """
-        q = self.encode(x) if q is None else q
         z = self.sample_posterior(q, self.draw_noise(k, tf.shape(x)[0], seed))
-        return self.log_joint(x, z) - self.log_q_z_given_x(q, z)
+        return z, self.log_joint(x, z) - self.log_q_z_given_x(q, z)
+
+    def log_weights(self, x, k, seed):
+        """The log importance weights [k, batch] of `weighted_samples`."""
+        return self.weighted_samples(x, self.encode(x), k, seed)[1]
 
     def decode(self, z_1):
         """z_1 [..., units] -> E[x | z_1] [..., features]: pixel probabilities, or Gaussian means."""

@@ -52,10 +52,7 @@ def assign(variables, values):
 def averaged_weights(model, optimizer):
     """While open, the model has the averaged weights, if the optimizer keeps them."""
     variables = model.phi + model.theta
-    if not optimizer.use_ema:
-        yield
-        return
     current = values_of(variables)
-    optimizer.finalize_variable_values(variables)
+    optimizer.finalize_variable_values(variables)  # without `ema` they stay
     yield
     assign(variables, current)

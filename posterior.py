@@ -11,7 +11,7 @@ from scipy.stats import norm
 from evaluation import ACTIVE_THRESHOLD, SAMPLES_AT_ONCE, bounds, map_images, principal_components, shown_images
 from losses import effective_sample_size, gather_samples, group_weights, iwae_bound, normalized_weights, resample
 from models import load_weights, split_seed
-from run_folder import damaged, reading
+from run_folder import reading_file
 
 KS = (1, 10, 100)  # samples of the importance-weighted posteriors; at 1 it is q itself
 POOL = 20_000  # importance samples of each input
@@ -38,8 +38,8 @@ def importance_samples(model, x, count, seed):
     q, batch = model.encode(x), tf.shape(x)[0]
 
     def chunk(seed):
-        z = model.sample_posterior(q, model.draw_noise(SAMPLES_AT_ONCE, batch, seed))
-        return z[0], model.log_joint(x, z) - model.log_q_z_given_x(q, z)
+        z, log_w = model.weighted_samples(x, q, SAMPLES_AT_ONCE, seed)
+        return z[0], log_w
 
     seeds = split_seed(seed, count // SAMPLES_AT_ONCE)
     z, log_w = tf.map_fn(chunk, seeds, fn_output_signature=(tf.float32, tf.float32))
@@ -114,9 +114,8 @@ def log_q_ew(log_joint, log_q, log_w, k):
     q_ew(z) = E of p(x, z) / mean of the weights of z and of k - 1 samples of q. The expectation is an average over at
     most AVERAGED draws of those samples, from the pool log_w [count, n]. log_joint, log_q: [rows, columns, n].
     """
-    draws = min(AVERAGED, len(log_w) // max(k - 1, 1)) if k > 1 else 1
+    draws = min(AVERAGED, len(log_w) // (k - 1)) if k > 1 else 1
     others = logsumexp(log_w[: draws * (k - 1)].reshape(draws, k - 1, -1), axis=1) if k > 1 else [[-np.inf]]
-
     arguments = [tf.constant(np.float32(part)) for part in (log_joint, log_q, others)]
     return np.float64(log_sum_over_draws(*arguments)) + math.log(k / draws)
 
@@ -155,7 +154,7 @@ def shown_squares(model, x):
     reach = q.mean() + 3 * q.stddev() * np.float32([-1, 1])[:, None, None]
     both = np.stack([np.minimum(corners[0], reach[0]), np.maximum(corners[1], reach[1])])
     half, wanted = half_of(corners), half_of(both)
-    share = np.minimum(1, 2 * half / np.maximum(wanted - half, 1e-9))  # of the way from the posterior's box to both's
+    share = 2 * half / np.maximum(wanted - half, 2 * half)  # of the way from the posterior's box to both's
     corners += share[:, None] * (both - corners)
     centre, half = corners.mean(axis=0), half_of(corners)
     outside = np.any(np.abs(everywhere - centre) > half[:, None], axis=-1)
@@ -169,11 +168,9 @@ def contour_levels(log_density, weights):
     log_density, weights: [samples, n], of weighted samples or of all cells of a grid.
     """
     order = np.argsort(-log_density, axis=0)
-    held = np.cumsum(np.take_along_axis(weights, order, axis=0), axis=0)
-    last = [np.minimum(np.sum(held < level, axis=0), len(held) - 1) for level in LEVELS]
-    return np.stack(
-        [log_density[np.take_along_axis(order, at[None], axis=0)[0], range(len(at))] for at in last], axis=1
-    )
+    falling, held = (np.take_along_axis(values, order, axis=0) for values in (log_density, weights))
+    last = [np.sum(np.cumsum(held, axis=0)[:-1] < level, axis=0) for level in LEVELS]
+    return np.take_along_axis(falling, np.stack(last), axis=0).T
 
 
 def grid_samples(log_p, grid, cell, count, seed=0):
@@ -294,7 +291,7 @@ def snapshot_arrays(model, weights, x, labels=None, seed=0):
     """
     arrays, same = [], shown_images(x, labels)[-SAME:]
     for epoch, path in weights.items():
-        with reading(damaged(path, "delete it, and the same command draws the others")):
+        with reading_file(path, "delete it, and the same command draws the others"):
             load_weights(model, path)
         at = {"epoch": epoch, "prior_samples": model.sample(100, (seed, 0))}
         if model.latent_units == (2,):

@@ -24,12 +24,6 @@ def unwritable(path, reason):
     return OSError(f"cannot write {path}: {reason}; what was there before stands. Way out: {way_out}")
 
 
-def system_reason(error):
-    """What the system said, of an error that only quotes it: its number, or its first line."""
-    found = re.search(r"errno = (\d+)", str(error))
-    return os.strerror(int(found[1])) if found else str(error).partition("\n")[0]
-
-
 def remove(path):
     """Remove a file or a folder, if it is there."""
     if path.is_dir():
@@ -60,10 +54,12 @@ def whole_file(path):
         for part in (partial, *partial.rglob("*")):
             sync(part)  # before the name: a power cut leaves the old file or the new one
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # h5py has either for a full disk, in several lines
-        if isinstance(error, RuntimeError) and "errno = " not in str(error):
+    except (OSError, RuntimeError) as error:
+        quoted = re.search(r"errno = (\d+)", str(error))  # h5py raises either, and quotes the system in several lines
+        if isinstance(error, RuntimeError) and not quoted:
             raise
-        raise unwritable(path, getattr(error, "strerror", None) or system_reason(error)) from error
+        reason = os.strerror(int(quoted[1])) if quoted else error.strerror or str(error).partition("\n")[0]
+        raise unwritable(path, reason) from error
     finally:
         with contextlib.suppress(OSError):  # where nothing can be written nothing can be deleted either
             remove(partial)
@@ -81,14 +77,15 @@ def reading(message, error=OSError):
     try:
         yield
     except PermissionError as reason:
-        raise error(f"no right to read {reason.filename}; way out: give it, and the same command goes on") from reason
+        what = reason.filename or textwrap.shorten(str(reason), 200)  # h5py names the file in its text alone
+        raise error(f"no right to read {what}; way out: give it, and the same command goes on") from reason
     except Exception as reason:
         raise error(f"{message} ({type(reason).__name__}: {textwrap.shorten(str(reason), 200)})") from reason
 
 
-def damaged(path, way_out):
-    """What to say of a run's file that cannot be read: see `reading`."""
-    return f"{path} is damaged or missing; what else is there stands. Way out: {way_out}"
+def reading_file(path, way_out):
+    """`reading` of a file of a run's folder: where it is, and what to do about it."""
+    return reading(f"{path} is damaged or missing; what else is there stands. Way out: {way_out}")
 
 
 def read_log(folder, epochs):
@@ -97,7 +94,7 @@ def read_log(folder, epochs):
     Raises OSError where they are not there, or not whole.
     """
     path = Path(folder) / "log.jsonl"
-    with reading(damaged(path, "delete model.weights.h5, and the same command makes both of the last checkpoint")):
+    with reading_file(path, "delete model.weights.h5, and the same command makes both of the last checkpoint"):
         log = [json.loads(line) for line in path.read_text().splitlines()]
         found = [record["epoch"] for record in log if all(isinstance(record[field], int | float) for field in LOGGED)]
         if found != list(range(1, epochs + 1)):
@@ -112,7 +109,7 @@ def check_parameters(folder, ours, ignored):
     Raises OSError where it cannot be read.
     """
     way_out = "delete that folder, or choose another place with --results_dir"
-    with reading(damaged(folder / "parameters.json", way_out)):
+    with reading_file(folder / "parameters.json", way_out):
         theirs = dict(json.loads((folder / "parameters.json").read_text()))
     fields = [field for field in ours | theirs if field not in ignored and ours.get(field) != theirs.get(field)]
     if fields:

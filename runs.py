@@ -14,7 +14,7 @@ import numpy as np
 from command_line import EVALUATION, NOT_IN_NAME, OBJECTIVE_PARAMETERS, leave
 from datasets_download import Dataset, binarize, grey, load_dataset
 from downloads import Unavailable
-from run_folder import check_parameters, damaged, digest, lock, read_log, reading, whole_file, write_text
+from run_folder import check_parameters, digest, lock, read_log, reading_file, whole_file, write_text
 from schedules import plan_epochs
 
 RELEASED = Path(__file__).resolve().parent / "pretrained"
@@ -32,14 +32,13 @@ EVALUATION_SEED = 2016  # of the binarised test draw and the evaluation's sample
 def load_data(parameters):
     """The run's data set, or the sample that ships with the project where MNIST cannot be had."""
     try:
-        data = load_dataset(parameters.dataset, parameters.datasets_dir, parameters.binarization)
+        return load_dataset(parameters.dataset, parameters.datasets_dir, parameters.binarization)
     except Unavailable as error:
         if parameters.dataset != "mnist":
             raise
         tried = "; ".join(line.strip() for line in str(error).splitlines())
         print(f"{tried} Going on with {SAMPLE}: its likelihoods cannot be compared with the paper's.", file=sys.stderr)
-        data = load_dataset(SAMPLE, binarization=parameters.binarization)
-    return data
+        return load_dataset(SAMPLE, binarization=parameters.binarization)
 
 
 def versions():
@@ -66,8 +65,8 @@ def check_initial(folder, parameters, features):
     """Leave where the run that `init_from` names, in a folder, is not trained, or is another net."""
     ours = asdict(parameters) | {"features": features}
     if not (folder / "model.weights.h5").exists():
-        sys.exit(f"experiments.py: init_from = {folder}: no trained run, for it has no model.weights.h5")
-    with reading(damaged(folder / "parameters.json", "name another run by --init_from")):
+        sys.exit(f"experiments.py: init_from = {folder}: it has no model.weights.h5: train that run first")
+    with reading_file(folder / "parameters.json", "name another run by --init_from"):
         theirs = json.loads((folder / "parameters.json").read_text())
         nets = [json.dumps({name: net[name] for name in NET}) for net in (theirs, ours)]
     if nets[0] != nets[1]:
@@ -113,7 +112,7 @@ def open_run(name, parameters, data):
         ignored = NOT_IN_NAME - {"seed"} | (set(versions()) if trained else set())  # of data the digest tells
         check_parameters(folder, settings(parameters, data), ignored)
     elif initial:
-        check_initial(initial, parameters, data.x_train.shape[1])
+        check_initial(initial, parameters, features)
     if not trained and (parameters.pretrained or not parameters.train):
         way_out = f"run the same command without --{'pretrained' if parameters.pretrained else 'train false'}"
         sys.exit(f"experiments.py: no trained model in {folder}: {way_out}")
@@ -163,7 +162,7 @@ def train_run(run):
     shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
     if run.initial:
-        with reading(damaged(initial, "delete it, and the same command copies it again")):
+        with reading_file(initial, "delete it, and the same command copies it again"):
             load_weights(model, initial)
     x_validation = binarize(data.x_validation, data.binarization, EVALUATION_SEED)
     validation_bound = mean_bound(model, x_validation, objective_of(parameters), parameters.k)
@@ -197,7 +196,7 @@ def load_model(folder, way_out=None):
         way_out = "delete it, and the command that trained it makes it of the last checkpoint"
     elif not way_out:  # it came from pretrained/
         way_out = f"delete {folder}, and take it by --pretrained, or train it, again"
-    with reading(damaged(folder / "model.weights.h5", way_out)):
+    with reading_file(folder / "model.weights.h5", way_out):
         return load_run(folder)
 
 
@@ -299,15 +298,13 @@ def diagnose_run(run, others):
     others: [Parameters], of which objective and k count.
     """
     from diagnostics import diagnostic_arrays
-    from gradients import gradients
-    from losses import TARGETS
     from plotting import DIAGNOSTICS
     from training import objective_of, step_milliseconds
 
     folder, place, parameters, data, _ = run
     model, x = load_model(folder), evaluation_images(parameters, data)
     estimators = {other.objective: objective_of(other) for other in others}
-    arrays = diagnostic_arrays(model, gradients, estimators, TARGETS, x, EVALUATION_SEED)
+    arrays = diagnostic_arrays(model, estimators, x, EVALUATION_SEED)
     own = [OBJECTIVE_PARAMETERS.get(other.objective) for other in others]
     pairs = zip(others, own, strict=True)
     labels = [f"{other.objective} {name} {getattr(other, name)}" if name else other.objective for other, name in pairs]
@@ -361,7 +358,7 @@ def compare(runs):
 
 def read_json(place):
     """The contents of results.json. Raises OSError where it is damaged, as do those that follow."""
-    with reading(damaged(place / "results.json", "delete it, and evaluate again")):
+    with reading_file(place / "results.json", "delete it, and evaluate again"):
         results = json.loads((place / "results.json").read_text())
         return results | {field: results[field] for field in RESULTS}
 
@@ -369,9 +366,9 @@ def read_json(place):
 def read_results(place):
     """What an evaluation left: the contents of results.json, and log_likelihoods [n]."""
     results, path, way_out = read_json(place), place / "log_likelihoods.npy", "evaluate again"
-    with reading(damaged(path, f"delete it, and {way_out}")):
+    with reading_file(path, f"delete it, and {way_out}"):
         likelihoods, data = np.load(path), path.read_bytes()
-    with reading(damaged(f"{place / 'results.json'} or {path}", f"delete both, and {way_out}")):
+    with reading_file(f"{place / 'results.json'} or {path}", f"delete both, and {way_out}"):
         if sealed(results, data) != results:
             raise ValueError("they are not what was written together")
     return results | {"log_likelihoods": likelihoods}
@@ -385,5 +382,5 @@ def read_released():
 
 def read_arrays(path):
     """The arrays of figures, {name: array}."""
-    with reading(damaged(path, "delete it, and draw it again")), np.load(path) as archive:
+    with reading_file(path, "delete it, and draw it again"), np.load(path) as archive:
         return dict(archive)

@@ -7,7 +7,7 @@ from scipy.special import logsumexp, softmax
 
 import diagnostics
 from gradients import gradients
-from losses import OBJECTIVES, TARGETS
+from losses import OBJECTIVES
 from models import fold_seed
 from plotting import DIAGNOSTICS
 
@@ -50,7 +50,7 @@ def test_gradient_moments_are_those_of_the_training_gradients(small_net, x_small
     """Against numpy, image by image and estimator by estimator, of the very gradients that training takes."""
     model, x, targets, n = small_net(layers), x_small[:2], np.array([0, 1, 1]), 4
     estimators = [OBJECTIVES[name] for name in ("iwae", "rws", "rws_dreg")]
-    moments = diagnostics.gradient_moments(model, gradients, estimators, targets, x, 4, n, seed=7)
+    moments = diagnostics.gradient_moments(model, estimators, targets, x, 4, n, seed=7)
     assert moments.shape == (2, 3, 3, 2)
     encoder = sum(variable.shape.num_elements() for variable in model.phi)
     for image in range(2):
@@ -91,7 +91,7 @@ def test_bias_of_stl_alone_and_signal_to_noise_that_falls_for_iwae_alone(small_n
     model.encoder[0].log_std.bias.assign_add(tf.ones(4))
     estimators = [OBJECTIVES[name] for name in ("iwae", "stl", "dreg")]
     for k in (8, 128):
-        moments = diagnostics.gradient_moments(model, gradients, estimators, targets, x_small[:5], k, 2000)
+        moments = diagnostics.gradient_moments(model, estimators, targets, x_small[:5], k, 2000)
         quality[k] = diagnostics.gradient_quality(moments, targets)
     iwae, stl, dreg = quality[8]["gradient_squared_bias"][:, 0]
     assert iwae == 0 and abs(dreg) < 0.02 < 0.05 < stl
@@ -105,7 +105,7 @@ def test_diagnostic_arrays_feed_every_diagnostic_plot(small_net, x_small, monkey
     for name, value in sizes.items():
         monkeypatch.setattr(diagnostics, name, value)
     estimators = {name: OBJECTIVES[name] for name in ("vae", "iwae", "rws", "rws_dreg")}
-    arrays = diagnostics.diagnostic_arrays(small_net(), gradients, estimators, TARGETS, x_small)
+    arrays = diagnostics.diagnostic_arrays(small_net(), estimators, x_small)
     np.testing.assert_array_equal(arrays["target"], [0, 1, 2, 2])
     assert arrays["gradient_snr"].shape == (4, 2, 2) and arrays["gradient_images"] == 3
     arrays |= {"label": np.array(list(estimators)), "step_k": np.array(8), "step_milliseconds": np.ones(4)}

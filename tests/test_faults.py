@@ -26,7 +26,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import checkpoints
 import evaluation
 import optimizers
 import posterior
@@ -762,7 +761,7 @@ def test_a_name_too_long_for_a_folder_is_told_with_the_way_out(tmp_path):
 
 def test_what_h5py_says_of_a_full_disk_is_one_line(tmp_path):
     """It raises RuntimeError or OSError, in several lines; another RuntimeError stays what it is."""
-    for kind in (RuntimeError, OSError):
+    for kind in (RuntimeError, OSError, partial(OSError, 28)):
         with pytest.raises(OSError, match="cannot write .*w.h5: No space left on device; what .* Way out") as caught:
             with run_folder.whole_file(tmp_path / "w.h5"):
                 raise kind("flush failed (file write failed: time = Wed\n, filename = 'w.h5', errno = 28, total = 8)")
@@ -774,13 +773,15 @@ def test_what_h5py_says_of_a_full_disk_is_one_line(tmp_path):
 def test_what_may_not_be_read_is_not_called_damaged():
     with pytest.raises(OSError, match="no right to read a.json; way out: give it"), run_folder.reading("damaged"):
         raise PermissionError(13, "Permission denied", "a.json")
+    with pytest.raises(OSError, match="no right to read .*name = 'w.h5'.*; way out"), run_folder.reading("damaged"):
+        raise PermissionError(13, "unable to open file: name = 'w.h5'")  # h5py's
 
 
 def test_a_state_that_may_not_be_read_is_not_set_aside(newest, monkeypatch):
     def refuse(prefix):
         raise tf.errors.PermissionDeniedError(None, None, f"{prefix}; Permission denied")
 
-    monkeypatch.setattr(checkpoints, "verify", refuse)
+    monkeypatch.setattr(tf.train, "load_checkpoint", refuse)
     with pytest.raises(OSError, match="no right to read .*00003-0: give it, and the same command goes on"):
         Checkpoints(newest.parent, **state(0)).restore()
     assert newest.exists()
