@@ -305,7 +305,7 @@ def binarize(x: np.ndarray, binarization: str, seed: int) -> np.ndarray:
 
 
 def summary(dataset: Dataset, path: Path) -> str:
-    counts = ", ".join(f"{len(getattr(dataset, key)):,} {split}" for key, split in zip(X_KEYS, SPLITS, strict=True))
+    counts = ", ".join(f"{len(getattr(dataset, f'x_{split}')):,} {split}" for split in SPLITS)
     rows, columns = dataset.image_shape
     mean = dataset.x_train.mean(dtype=np.float64) / full_scale(dataset.x_train)
     return (
@@ -322,13 +322,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         paths = {name: file_of(name, options.datasets_dir) for name in options.names or ["mnist"]}
-    except (DatasetError, OSError) as error:
+    except DatasetError as error:
         print(error, file=sys.stderr)
         return 2
     status = 0
     for name, path in paths.items():
-        cached = name in DATASETS and path.exists()
         try:
+            cached = name in DATASETS and path.exists()
             print(summary(load_dataset(name, options.datasets_dir), path) + "\n  cached already" * cached)
         except (DatasetError, OSError) as error:
             print(error, file=sys.stderr)

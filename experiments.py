@@ -34,7 +34,7 @@ from command_line import (
 from datasets_download import DatasetError, own_binarization
 from report import PAPER, SWITCHED, write_report
 from run_folder import lock
-from runs import compare, diagnose_run, evaluate_run, load_data, open_run, plot_run, settings, train_run
+from runs import compare, diagnose_run, evaluate_run, initial_folder, load_data, open_run, plot_run, settings, train_run
 
 
 @dataclass(frozen=True)
@@ -231,6 +231,7 @@ def perform(runs, compared):
     first = is_first(runs[0].parameters)
     with open_strategy(*(run.parameters for run in runs)) as strategy:
         for run in runs:
+            run = run._replace(initial=initial_folder(run.folder, run.parameters))  # one before it may have made it
             with strategy.scope(), own_folder(run, settings(run.parameters, run.data)) as ours:
                 if run.parameters.train and not run.parameters.pretrained:
                     train_run(ours)

@@ -755,6 +755,12 @@ def test_bad_users_file(kind, tmp_path, capsys):
     assert str(error.value) in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_looked_into_is_one_line(tmp_path, capsys):
+    assert main(["mnist", "--datasets_dir", str(tmp_path / ("x" * 300))]) == 1
+    error = capsys.readouterr().err
+    assert "File name too long" in error and error.count("\n") == 1
+
+
 def zipped(name):
     """A zip file whose members of these names are no .npy files."""
     file = io.BytesIO()

@@ -380,10 +380,28 @@ def test_training_starts_from_the_weights_of_another_run(run, alone, tmp_path, m
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_run_starts_from_one_that_the_same_command_trains_before_it(tmp_path, monkeypatch):
+    """Not from the released one, which was there when the command began."""
+    name = "vae_l1_k1_fast__seed0"
+    shutil.copytree(runs.RELEASED / "mnist" / name, tmp_path / "released" / "mnist_sample" / name)
+    monkeypatch.setattr(runs, "RELEASED", tmp_path / "released")
+    initial = []
+
+    def train(run):
+        initial.append(run.initial)
+        run.folder.mkdir(exist_ok=True)
+        (run.folder / "model.weights.h5").touch()
+
+    monkeypatch.setattr(experiments, "train_run", train)
+    options = ["--dataset", "mnist_sample", "--results_dir", str(tmp_path), *TRAIN_ALONE]
+    experiments.main(["vae_l1_k1_fast", "vae_to_iwae_fast", *options])
+    assert initial == [None, tmp_path / "mnist_sample" / name]
+
+
 def test_weights_of_another_net_or_of_none_are_refused(run, alone, tmp_path):
     with pytest.raises(SystemExit, match=r"its net is .*\[3\].*, that of this run .*\[4\]"):
         run(tmp_path, "vae", "--init_from", str(alone), "--latent_units", "4")
-    with pytest.raises(SystemExit, match="init_from = .*: no trained run, for it has no model.weights.h5"):
+    with pytest.raises(SystemExit, match="init_from = .*: it has no model.weights.h5: train that run first"):
         run(tmp_path, "vae", "--init_from", str(tmp_path))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
