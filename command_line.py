@@ -32,8 +32,7 @@ ALONE = {"list": "list the named runs, with the paper's numbers"}  # options tha
 ALONE["report"] = "write the README's tables of the runs in pretrained/ again"
 SWITCHES = ("pretrained", "train", "evaluate", "plot", "diagnose")
 NAMES = {"dataset": tuple(DATASETS), "binarization": BINARIZATIONS, "objective": OBJECTIVES, "schedule": SCHEDULES}
-NAMES |= {"optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "split": SPLITS, "units": UNITS}
-NAMES |= {"strategy": STRATEGIES}
+NAMES |= {"optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "split": SPLITS, "units": UNITS, "strategy": STRATEGIES}
 STARTUP_CHATTER = r"oneDNN|[Cc]uda|cuInit|TF-TRT|cpu_feature_guard|To enable the following|before absl::InitializeLog"
 
 EVALUATION = ("k_evaluation", "split", "images", "units")  # fields that change what is found out about a trained run
@@ -127,29 +126,25 @@ def inconsistencies(p, legal):
         found.append(f"schedule = {p.schedule!r}: its learning rates are Muon's: {way_out}")
     if legal("epochs") and p.schedule == "paper" and p.epochs and p.epochs > PAPER_EPOCHS:
         found.append(f"epochs = {p.epochs}: the paper's schedule has {PAPER_EPOCHS}")
-    if legal("snapshot_epochs", "epochs", "schedule", "rate_scale", "k"):
-        epochs = len(plan_epochs(p))
-        if max(p.snapshot_epochs, default=0) > epochs:
-            kept = ",".join(str(epoch) for epoch in p.snapshot_epochs if epoch <= epochs) or "()"
-            found.append(f"snapshot_epochs = {p.snapshot_epochs}: the run has {epochs}: try --snapshot_epochs {kept}")
-    if legal("groups", "epochs", "schedule", "rate_scale", "k") and p.groups:
-        ks = sorted({epoch.k for epoch in plan_epochs(p)})
-        if any(k % p.groups for k in ks):
-            found.append(f"groups = {p.groups}: must divide k = {', then '.join(map(str, ks))}")
+    plan = plan_epochs(p) if legal("epochs", "schedule", "rate_scale", "k") else []
+    if plan and legal("snapshot_epochs") and max(p.snapshot_epochs, default=0) > len(plan):
+        kept = ",".join(str(epoch) for epoch in p.snapshot_epochs if epoch <= len(plan)) or "()"
+        found.append(f"snapshot_epochs = {p.snapshot_epochs}: the run has {len(plan)}: try --snapshot_epochs {kept}")
+    ks = sorted({epoch.k for epoch in plan})
+    if legal("groups") and p.groups and any(k % p.groups for k in ks):
+        found.append(f"groups = {p.groups}: must divide k = {', then '.join(map(str, ks))}")
     if legal("backward_samples") and p.objective == "piwae" and p.backward_samples:
         found.append("backward_samples: must be None for piwae, whose decoder and encoder ascend different bounds")
     if legal("backward_samples", "k") and p.backward_samples is not None and p.backward_samples >= p.k:
         found.append(f"backward_samples = {p.backward_samples}: must be below k = {p.k}, or None for all")
     if legal("strategy", "batch"):
         found += devices_missing(p)
-    if not legal("likelihood", "binarization", "dataset"):
-        return found
-    binarization = p.binarization or own_binarization(p.dataset)
-    if (p.likelihood == "gaussian") != (binarization == "none"):
-        found.append(
-            f"likelihood = {p.likelihood!r} does not go with binarization = {binarization!r}: "
-            "continuous data (none) take gaussian, binary data (stochastic, fixed) take bernoulli"
-        )
+    if legal("likelihood", "binarization", "dataset"):
+        binarization = p.binarization or own_binarization(p.dataset)
+        if (p.likelihood == "gaussian") != (binarization == "none"):
+            pair = f"likelihood = {p.likelihood!r} does not go with binarization = {binarization!r}"
+            way_out = "continuous data (none) take gaussian, binary data (stochastic, fixed) take bernoulli"
+            found.append(f"{pair}: {way_out}")
     return found
 
 

@@ -19,7 +19,6 @@ import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import SubprocessError
 from typing import NamedTuple
 
 import numpy as np
@@ -135,7 +134,7 @@ def run(folder: Path, command: str, *options: str) -> None:
 
 FETCHERS = {"https": fetch_url, "http": fetch_url, "npm": fetch_npm, "apt": fetch_apt}
 # What a source can do wrong; the exceptions of requests are OSErrors, pooch's wrong hash is a ValueError.
-FAULTS = DatasetError, OSError, ValueError, EOFError, HTTPError, zlib.error, tarfile.TarError, SubprocessError
+FAULTS = DatasetError, OSError, ValueError, EOFError, HTTPError, zlib.error, tarfile.TarError
 
 
 def collect(folder: Path, files: dict[str, str]) -> dict[str, bytes]:
