@@ -65,26 +65,30 @@ def seeds(results, name, evaluation=""):
 
 def mean(results, field="nll"):
     """The mean over seeds, of two decimals."""
-    return f"{fmean(r[field] for r in results.values()):.2f}"
+    return f"{fmean(r[field] for r in results):.2f}"
+
+
+def nll(results):
+    """The mean NLL over seeds, and that of its standard errors."""
+    return f"{mean(results)} ± {mean(results, 'nll_standard_error')}" if results else "not trained yet"
 
 
 def shown(results, paper):
-    """NLL and its standard error, active units (of each seed), each followed by the paper's. paper: (NLL, units)."""
-    nll = f"{mean(results)} ± {mean(results, 'nll_standard_error')}" if results else "not trained yet"
-    active = ", ".join(dict.fromkeys("+".join(map(str, r["active_units"])) for r in results.values()))
-    return [nll, paper[0] and f"{paper[0]:.2f}", active, paper[1]]
+    """NLL and active units (of each seed), each followed by the paper's. paper: (NLL, units)."""
+    active = ", ".join(dict.fromkeys("+".join(map(str, r["active_units"])) for r in results))
+    return [nll(results), paper[0] and f"{paper[0]:.2f}", active, paper[1]]
 
 
 def changed(results, test):
     """Another NLL than that of the test images, and its difference to that of the same seeds."""
     if not results:
         return ""
-    return f"{mean(results)} ({fmean(r['nll'] - test[seed]['nll'] for seed, r in results.items()):+.2f})"
+    return f"{mean(results.values())} ({fmean(r['nll'] - test[seed]['nll'] for seed, r in results.items()):+.2f})"
 
 
 def minutes(results):
     """The time of training, of several seeds the shortest and the longest: they were not all on one machine."""
-    times = [r["train_seconds"] / 60 for r in results.values()]
+    times = [r["train_seconds"] / 60 for r in results]
     return " to ".join(dict.fromkeys(f"{f(times):.0f}" for f in (min, max))) + " min" if times else ""
 
 
@@ -104,8 +108,8 @@ def table_1(results):
         theirs, nlls = PAPER.get(name, ("", "")), [r["nll"] for r in test.values()]
         difference = f"{fmean(nlls) - theirs[0]:+.2f}" if nlls and theirs[0] else ""
         spread = f"{len(nlls)}, ± {stdev(nlls):.2f}" if len(nlls) > 1 else str(len(nlls))
-        ours = [difference, BEST.get(name, ""), spread, changed(train, test), changed(active, test), minutes(test)]
-        rows.append([f"`{name}_fast`", *shown(test, theirs), *ours])
+        ours = [difference, BEST.get(name, ""), spread, changed(train, test), changed(active, test)]
+        rows.append([f"`{name}_fast`", *shown(test.values(), theirs), *ours, minutes(test.values())])
     return markdown_table(header, rows)
 
 
@@ -116,7 +120,7 @@ def table_2(results):
     rows = []
     for name, (first, _, *then) in SWITCHED.items():
         before, after = seeds(results, f"{first}_fast"), seeds(results, f"{name}_fast")
-        before = {seed: r for seed, r in before.items() if seed in (after or before)}
+        before, after = [r for seed, r in before.items() if seed in (after or before)], after.values()
         rows.append([f"`{name}_fast`", *shown(before, PAPER[first]), *shown(after, then), minutes(after)])
     return markdown_table(header, rows)
 
@@ -133,13 +137,11 @@ def passes_table(results):
     results: see `runs.read_released`.
     """
     whole = results[f"{LENGTHS}__seed0"]
-    found = [(r["epochs"], run) for run, r in results.items() if re.fullmatch(rf"{LENGTHS}(__epochs\d+)?__seed0", run)]
-    rows = []
-    for epochs, run in sorted(found):
-        difference, error = paired_difference(whole["log_likelihoods"], results[run]["log_likelihoods"])
-        against = f"{difference:+.2f} ± {error:.2f}" if epochs != whole["epochs"] else ""
-        r = {run: results[run]}
-        rows.append([command(run), str(epochs), *shown(r, ("", ""))[:1], against, minutes(r)])
+    found = {run: r for run, r in results.items() if re.fullmatch(rf"{LENGTHS}(__epochs\d+)?__seed0", run)}
+    rows = [
+        [command(run), str(r["epochs"]), nll([r]), paired(whole, r), minutes([r])]
+        for run, r in sorted(found.items(), key=lambda item: item[1]["epochs"])
+    ]
     return markdown_table(["`python experiments.py`", "passes", "NLL", "NLL difference", "training"], rows)
 
 
@@ -147,11 +149,9 @@ def schedules_table(results):
     """The pairs BY_SCHEDULE: a row for each. results: see `runs.read_released`."""
     rows = []
     for pair in BY_SCHEDULE:
-        row, both = [], [results[run] for run in pair]
-        for run, r in zip(pair, both, strict=True):
-            row += [command(run), *shown({run: r}, ("", ""))[:1], minutes({run: r})]
-        difference, error = paired_difference(*(r["log_likelihoods"] for r in both))
-        rows.append([*row, f"{difference:+.2f} ± {error:.2f}"])
+        both = {run: results[run] for run in pair}
+        cells = [cell for run, r in both.items() for cell in (command(run), nll([r]), minutes([r]))]
+        rows.append([*cells, paired(*both.values())])
     return markdown_table([*2 * ["`python experiments.py`", "NLL", "training"], "NLL difference"], rows)
 
 
@@ -225,6 +225,12 @@ def paired_difference(a, b):
     return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
 
 
+def paired(first, other):
+    """NLL of a run less that of the first, paired, ± its standard error; nothing for the first itself."""
+    difference, error = paired_difference(first["log_likelihoods"], other["log_likelihoods"])
+    return f"{difference:+.2f} ± {error:.2f}" if other is not first else ""
+
+
 def comparison_table(results):
     """Markdown table of runs evaluated on the same images, each with its paired difference to the first.
 
@@ -242,10 +248,8 @@ def comparison_table(results):
     header = ["run", "objective", "k", "NLL", "ELBO", "active units", "NLL difference", "training"]
     rows, first = [], next(iter(results.values()))
     for run, r in results.items():
-        difference, error = paired_difference(first["log_likelihoods"], r["log_likelihoods"])
-        nll, active = f"{r['nll']:.2f} ± {r['nll_standard_error']:.2f}", "+".join(map(str, r["active_units"]))
-        against = f"{difference:+.2f} ± {error:.2f}" if r is not first else ""
-        measured = [nll, f"{r['elbo']:.2f}", active, against, f"{r['train_seconds'] / 60:.1f} min"]
+        active, training = "+".join(map(str, r["active_units"])), f"{r['train_seconds'] / 60:.1f} min"
+        measured = [nll([r]), f"{r['elbo']:.2f}", active, paired(first, r), training]
         rows.append([run, r["objective"], str(r["k"]), *measured])
     return f"{markdown_table(header, rows)}\n\n{title}"
 
