@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from experiments import POSTERIOR_2D, main
+from experiments import main
 
 ROOT = Path(__file__).parents[1]
 RUN = "iwae_2d_k5__seed0"
@@ -19,11 +19,10 @@ ANIMATIONS = ("posterior_in_training", "prior_samples_in_training")
 
 
 def make_gallery(options):
-    """Draw the runs in a copy of pretrained/, and keep the figures that the README shows, in 256 colours."""
+    """Draw the runs of pretrained/ in a temporary folder, and keep the figures of the README, in 256 colours."""
     gallery = ROOT / "docs" / "gallery"
     with tempfile.TemporaryDirectory() as place:
-        shutil.copytree(ROOT / "pretrained", place, dirs_exist_ok=True)
-        main([*POSTERIOR_2D, "--train", "false", "--evaluate", "false", "--results_dir", place, *options])
+        main(["posterior_2d", "--pretrained", "--evaluate", "false", "--results_dir", place, *options])
         for folder, names in FIGURES.items():
             for name in names:
                 image = Image.open(Path(place, "mnist", folder, f"{name}.png")).convert("RGB")
