@@ -8,6 +8,7 @@ Contenders take turns, several rounds; figures are medians. JAX and PyTorch take
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import platform
@@ -24,8 +25,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import tensorflow as tf
-from matplotlib.figure import Figure
 
+from canvas import PALETTE, label_axes, legend_above, new_figure, save_figure
 from evaluation import log_likelihood
 from experiments import NETS, Parameters
 from models import Autoencoder
@@ -81,15 +82,12 @@ def last_product_run():
 def products(net, k):
     """Floating-point operations of the matrix products of one step: 2 forward, 4 backward per weight and row."""
     latent_units, hidden_units = NETS[net]
-    total, below = 0, FEATURES
+    total, below = -2 * BATCH * FEATURES * hidden_units[0][0], FEATURES  # the image itself needs no gradient
     for layer, (hidden, units) in enumerate(zip(hidden_units, latent_units, strict=True)):
-        sizes = [below, *hidden]
-        inner = sum(a * b for a, b in zip(sizes[1:-1], sizes[2:], strict=True)) + 2 * hidden[-1] * units
-        rows = BATCH * (k if layer else 1)
-        total += rows * ((6 if layer else 4) * below * hidden[0] + 6 * inner)  # the image itself needs no gradient
-        outputs = below * (2 if layer else 1)
-        up = [units, *hidden[::-1]]
-        total += k * BATCH * 6 * (sum(a * b for a, b in zip(up[:-1], up[1:], strict=True)) + up[-1] * outputs)
+        encoder = [below, *hidden, 2 * units]
+        decoder = [units, *hidden[::-1], below * (2 if layer else 1)]
+        for sizes, samples in ((encoder, k if layer else 1), (decoder, k)):
+            total += 6 * BATCH * samples * sum(a * b for a, b in itertools.pairwise(sizes))
         below = units
     return total
 
@@ -187,17 +185,14 @@ def start_up():
 
 def curve_figure(times):
     """Our time per step against k, of the times of `step_times`."""
-    figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+    figure = new_figure("Training step", f"Batch {BATCH}. Dotted: proportional to k.", 4)
     axes = figure.subplots()
-    for net, colour in zip(DEPTHS, ("#332288", "#CC6677"), strict=True):
+    for (net, depth), colour in zip(DEPTHS.items(), PALETTE, strict=False):
         values = [times["ours", net, k] for k in CURVE]
-        axes.loglog(CURVE, values, "o-", color=colour, label=DEPTHS[net])
+        axes.loglog(CURVE, values, "o-", color=colour, label=depth)
         axes.loglog(CURVE, [values[-1] * k / CURVE[-1] for k in CURVE], ":", color=colour, linewidth=1)
-    axes.set(
-        xlabel="k", ylabel="milliseconds per step", title=f"Training step, batch {BATCH}; dotted: proportional to k"
-    )
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    label_axes(axes, "k", "milliseconds per step")
+    legend_above(axes)
     return figure
 
 
@@ -217,7 +212,7 @@ def main():
         Path(options.json).write_text(json.dumps(medians, indent=2) + "\n")
     if options.quick:
         return
-    curve_figure(times).savefig(HERE / "time_per_step.png")
+    save_figure(curve_figure(times), HERE / "time_per_step.png")
     likelihoods = likelihood_seconds(images[:1000], references, rounds=5)
     imported, compiled, step = start_up()
     full = {BATCH: times["ours", "l1", 50], 100: times[100, None]}
