@@ -63,7 +63,7 @@ class Parameters:
     epsilon: float = 1e-4  # Adam: added to the root of the second moment, above 0
     momentum: float = 0.95  # Muon: its momentum, in [0, 1); Muon trains biases by Adam
     output_rate: float | None = None  # Muon: multiplies the rate of the output layer's weights, above 0; None: as it is
-    ema: float = 0.0  # decay of the averaged weights that are evaluated, in [0, 1); 0: the weights themselves
+    ema: float = 0.0  # decay, in [0, 1), of the averages over steps that are evaluated; 0: weights as they are
     clip_norm: float | None = None  # limit on the norm of the whole gradient, above 0; None: none, as in the paper
     backward_samples: int | None = None  # differentiate only so many of the k samples, resampled; None: all
     snapshot_epochs: tuple = ()  # keep the weights at these epochs, in snapshots/
@@ -233,7 +233,7 @@ def perform(runs, compared):
         for run in runs:
             run = run._replace(initial=initial_folder(run.folder, run.parameters))  # one before it may have made it
             with strategy.scope(), own_folder(run, settings(run.parameters, run.data)) as ours:
-                if run.parameters.train and not run.parameters.pretrained:
+                if run.parameters.train:
                     train_run(ours)
                 if run.parameters.evaluate:
                     evaluate_run(ours)

@@ -94,7 +94,10 @@ def read_log(folder, epochs):
     Raises OSError where they are not there, or not whole.
     """
     path = Path(folder) / "log.jsonl"
-    with reading_file(path, "delete model.weights.h5, and the same command makes both of the last checkpoint"):
+    way_out = "delete model.weights.h5, and the same command makes both of the last checkpoint"
+    if not path.with_name("checkpoints").exists():  # it came from pretrained/
+        way_out = f"delete {folder}, and take it by --pretrained, or train it, again"
+    with reading_file(path, way_out):
         log = [json.loads(line) for line in path.read_text().splitlines()]
         found = [record["epoch"] for record in log if all(isinstance(record[field], int | float) for field in LOGGED)]
         if found != list(range(1, epochs + 1)):

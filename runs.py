@@ -57,8 +57,9 @@ def initial_folder(folder, parameters):
     if not parameters.init_from:
         return None
     run = f"{parameters.init_from}__seed{parameters.seed}"
-    places = [Path(parameters.init_from), folder.parent / run, RELEASED / folder.parent.name / run]
-    return next((place for place in places if (place / "model.weights.h5").exists()), places[0])
+    places = [Path(parameters.init_from).expanduser(), folder.parent / run, RELEASED / folder.parent.name / run]
+    missing = places[0] if places[0].exists() else places[1]
+    return next((place for place in places if (place / "model.weights.h5").exists()), missing)
 
 
 def check_initial(folder, parameters, features):
@@ -100,7 +101,7 @@ def open_run(name, parameters, data):
         product = f"k = {parameters.k}, batch = {parameters.batch}, {features} features of {data.name}"
         lines.append(f"{product}: the three multiplied must stay below 2147483648")
     leave(lines)
-    folder = Path(parameters.results_dir) / data.name / f"{name}__seed{parameters.seed}"
+    folder = Path(parameters.results_dir).expanduser() / data.name / f"{name}__seed{parameters.seed}"
     if parameters.pretrained and not any((folder / name).exists() for name in ("model.weights.h5", "checkpoints")):
         take_released(folder)
     if len(folder.name) > LONGEST:
@@ -125,9 +126,9 @@ def take_released(folder):
     """Copy the run of that name from pretrained/ to its folder, the weights last; leaves where none was released."""
     source = RELEASED / folder.parent.name / folder.name
     if not source.is_dir():
-        released = ", ".join(sorted(path.name for path in RELEASED.glob("*/*")))
-        sys.exit(f"experiments.py: --pretrained: {folder.name} was not released; there are: {released}")
-
+        released = ", ".join(sorted(f"{path.parent.name}/{path.name}" for path in RELEASED.glob("*/*")))
+        run = f"{folder.parent.name}/{folder.name}"
+        sys.exit(f"experiments.py: --pretrained: {run} was not released; there are: {released}")
     files = [path for path in source.rglob("*") if path.is_file() and path.name != ".lock"]
     with lock(folder):
         for file in sorted(files, key=lambda path: path.name == "model.weights.h5"):
@@ -158,6 +159,7 @@ def train_run(run):
     write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     initial = folder / "initial.weights.h5"  # a copy: the run of `init_from` may change, or go
     if run.initial and not initial.exists():
+        print(f"{folder.name}: starts from {run.initial}")
         save_weights(load_model(run.initial, "run its own command again, or name another run by --init_from"), initial)
     shape = parameters.latent_units, parameters.hidden_units, parameters.likelihood
     model = Autoencoder(grey(data.x_train).mean(axis=0), *shape, seed=parameters.seed)
@@ -225,7 +227,7 @@ def evaluate_run(run):
         print(f"{run.label}: evaluated already")
     else:
         write_results(run, model, x, {"versions": versions(), "evaluated": digest(x), "evaluation": key})
-    shutil.rmtree(run.results / "evaluation", ignore_errors=True)
+    (run.results / "evaluation" / f"{key}.npz").unlink(missing_ok=True)
 
 
 def write_results(run, model, x, of):
@@ -247,7 +249,8 @@ def write_results(run, model, x, of):
         "elbo": float(np.mean(elbos, dtype=np.float64)),
         "active_units": active_units(unit_variances(model, x, EVALUATION_SEED)),
         f"n_{parameters.split}": len(x),
-        **{field: getattr(parameters, field) for field in (*EVALUATION, "k", "objective", "dataset", "seed")},
+        **{field: getattr(parameters, field) for field in (*EVALUATION, "k", "objective", "seed")},
+        "dataset": run.data.name,
         "epochs": len(log),
         "train_seconds": log[-1]["seconds"],
         **of,
@@ -274,6 +277,8 @@ def plot_run(run):
     _, place, parameters, data, _ = run
     log, results = read_log(run.folder, len(plan_epochs(parameters))), read_results(place)
     x = evaluation_images(parameters, data)
+    if results["evaluated"] != digest(x):
+        sys.exit(f"experiments.py: {place} was evaluated on other images: run the command without --evaluate false")
     x_mean, labels = grey(getattr(data, f"x_{parameters.split}")[: len(x)]), getattr(data, f"y_{parameters.split}")
     labels = None if labels is None else labels[: len(x)]
     model, kept = evaluated_model(run, x), snapshots(run.folder) if parameters.units == "all" else {}
@@ -302,8 +307,8 @@ def diagnose_run(run, others):
     from training import objective_of, step_milliseconds
 
     folder, place, parameters, data, _ = run
-    model, x = load_model(folder), evaluation_images(parameters, data)
-    estimators = {other.objective: objective_of(other) for other in others}
+    x = evaluation_images(parameters, data)
+    model, estimators = evaluated_model(run, x), {other.objective: objective_of(other) for other in others}
     arrays = diagnostic_arrays(model, estimators, x, EVALUATION_SEED)
     own = [OBJECTIVE_PARAMETERS.get(other.objective) for other in others]
     pairs = zip(others, own, strict=True)

@@ -469,13 +469,14 @@ def test_table_2():
 def test_init_from_is_a_path_or_a_run_of_that_seed_in_the_results_or_released(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RELEASED", tmp_path / "pretrained")
     ours, folder = replace(BASE, init_from="a", seed=3), tmp_path / "results" / "mnist" / "b__seed3"
-    assert runs.initial_folder(folder, ours) == Path("a")
+    assert runs.initial_folder(folder, ours) == folder.with_name("a__seed3")
     for place in (tmp_path / "pretrained" / "mnist" / "a__seed3", folder.with_name("a__seed3")):
         place.mkdir(parents=True)
         (place / "model.weights.h5").touch()
         assert runs.initial_folder(folder, ours) == place
     assert runs.initial_folder(folder, replace(ours, init_from=str(place))) == place
-    assert runs.initial_folder(folder, replace(ours, seed=0)) == Path("a")
+    assert runs.initial_folder(folder, replace(ours, seed=0)) == folder.with_name("a__seed0")
+    assert runs.initial_folder(folder, replace(ours, init_from="~")) == Path.home()
 
 
 @pytest.mark.parametrize("objective, layers, k, nll, active", CELLS)

@@ -684,9 +684,21 @@ def test_a_released_run_is_taken_in_place_of_training(run, alone, tmp_path, monk
     assert contents(alone) == before
     for path, content in before.items():
         assert contents(folder)[folder / path.relative_to(alone)] == content
-    with pytest.raises(SystemExit, match=f"--pretrained: vae.* was not released; there are: {alone.name}"):
+    with pytest.raises(SystemExit, match=f"--pretrained: tiny/vae.* was not released; there are: tiny/{alone.name}"):
         run(tmp_path, "vae", "--pretrained", *NO_PLOT)
     assert run(tmp_path, "iwae", *NO_PLOT) == [folder]
+
+
+def test_figures_of_other_images_than_were_evaluated_are_refused(iwae, tiny, tmp_path):
+    """The data digest of a run's folder is of the images that it is trained with."""
+    folder = shutil.copytree(iwae, tmp_path / "tiny" / iwae.name)
+    with np.load(tiny) as file:
+        np.savez(tmp_path / "tiny.npz", **dict(file, x_test=file["x_test"][:20], y_test=file["y_test"][:20]))
+    before = contents(folder)
+    arguments = ["iwae", "--dataset", str(tmp_path / "tiny.npz"), "--k", "2", "--latent_units", "3"]
+    arguments += ["--hidden_units", "(8,),", "--epochs", "2", "--batch", "10", "--k_evaluation", "3"]
+    left = leaves(experiments.main, [*arguments, "--results_dir", str(tmp_path), "--evaluate", "false"])
+    assert "was evaluated on other images" in left and contents(folder) == before
 
 
 @pytest.mark.slow
