@@ -30,6 +30,7 @@ def iwae_bound(log_w):
 def jackknife(log_w):
     """First-order jackknife of L_k (Nowozin 2018): a bias of order 1/k^2, and no bound any more. For evaluation.
 
+    That order is reached where many samples are effective: with few, most of the bias of L_k is left.
     k L_k - (k - 1) times the mean of the k values of L_(k-1) that leave one sample out.
     log_w: [k, batch] -> [batch], nats; infinite where one sample alone is finite. Raises ValueError at k = 1.
     """

@@ -380,8 +380,8 @@ def importance_weights(runs):
     Reads weight_k [c], effective_sample_size [c], largest_weight [c], bound [c], jackknife [c] (nats).
     """
     caption = (
-        "Means over images. Grey: all weights equal, as if q(z | x) were the posterior. Dashed: L_k less most of its "
-        "bias, by the jackknife; it is no bound. Where it leaves L_k, more samples would raise L_k."
+        "Means over images. Grey: all weights equal, as if q(z | x) were the posterior. Dashed: the jackknife of L_k, "
+        "no bound. Where it leaves L_k, more samples would raise L_k: by more than that, where few are effective."
     )
     figure = new_figure("Importance weights of k samples", caption, 8)
     panels = figure.subplots(3)

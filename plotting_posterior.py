@@ -246,8 +246,8 @@ def _thumbnail(axes, image, shape):
 
 
 def _kl(nats):
-    """A KL to three digits; that of q_ew, a mean over few groups of samples, is good to two at most."""
-    return f"KL {nats:.3g}" if nats > 0.1 else "KL < 0.1"
+    """A KL to a tenth: that of q_ew, a mean over few groups of samples, is good to no more."""
+    return f"KL {nats:.1f}" if nats > 0.1 else "KL < 0.1"
 
 
 def _density(axes, arrays, i, j):

@@ -47,9 +47,9 @@ BEST = {
     "iwae_l2_k50": "82.82 nbip",
 }
 EVALUATIONS = {  # the folders in that of a released run: how it is evaluated in each
-    "": {"k_evaluation": 5000, "split": "test", "images": None, "units": "all"},
-    "splittrain__images10000": {"k_evaluation": 5000, "split": "train", "images": 10000, "units": "all"},
-    "unitsactive": {"k_evaluation": 5000, "split": "test", "images": None, "units": "active"},
+    "": {"split": "test", "images": None, "units": "all"},
+    "splittrain__images10000": {"split": "train", "images": 10000, "units": "all"},
+    "unitsactive": {"split": "test", "images": None, "units": "active"},
 }
 LENGTHS = "dreg_l1_k50_fast"  # trained by other numbers of passes, too
 # Cells by the paper's first five stages and, of this seed, by ours: each pair trained on one machine.
@@ -80,10 +80,12 @@ def shown(results, paper):
 
 
 def changed(results, test):
-    """Another NLL than that of the test images, and its difference to that of the same seeds."""
-    if not results:
-        return ""
-    return f"{mean(results.values())} ({fmean(r['nll'] - test[seed]['nll'] for seed, r in results.items()):+.2f})"
+    """Another NLL of the first seed that has it, less that of all test images: of the same images paired."""
+    for seed, r in results.items():
+        same_images = r["evaluated"] == test[seed]["evaluated"]
+        difference = paired(test[seed], r) if same_images else f"{r['nll'] - test[seed]['nll']:+.2f}"
+        return f"{mean([r])} ({difference})"
+    return ""
 
 
 def minutes(results):
@@ -107,7 +109,9 @@ def table_1(results):
         test, train, active = (seeds(results, f"{name}_fast", evaluation) for evaluation in EVALUATIONS)
         theirs, nlls = PAPER.get(name, ("", "")), [r["nll"] for r in test.values()]
         difference = f"{fmean(nlls) - theirs[0]:+.2f}" if nlls and theirs[0] else ""
-        spread = f"{len(nlls)}, ± {stdev(nlls):.2f}" if len(nlls) > 1 else str(len(nlls))
+        spread = str(len(nlls))
+        if len(nlls) > 1:
+            spread += f", ± {stdev(nlls):.2f}" if len(nlls) > 2 else f": {nlls[0]:.2f} and {nlls[1]:.2f}"
         ours = [difference, BEST.get(name, ""), spread, changed(train, test), changed(active, test)]
         rows.append([f"`{name}_fast`", *shown(test.values(), theirs), *ours, minutes(test.values())])
     return markdown_table(header, rows)

@@ -384,7 +384,7 @@ def test_posterior_of_one_input_shows_p_q_and_q_ew_on_one_scale_with_contours_of
             assert np.allclose(contour.levels, np.exp(arrays["grid_level"][i, j][::-1]))
             assert np.array_equal(axes.collections[-1].get_offsets(), arrays["grid_samples"][i, j])
             title = axes.get_title(loc="left")
-            assert (f"KL {arrays['grid_kl'][i, j]:.3g}" in title) == (j > 0)
+            assert (f"KL {arrays['grid_kl'][i, j]:.1f}" in title) == (j > 0)
             assert f"{arrays['grid_held'][i, j]:.0%} held" in title
 
 
@@ -395,7 +395,7 @@ def test_posterior_side_by_side_holds_the_images_that_runs_share():
         for i, axes in enumerate(row):
             assert np.array_equal(axes.images[0].get_array(), np.exp(arrays["grid_log_density"][i, 0]))
             held = arrays["grid_held"][i, 1]
-            assert f"KL {arrays['grid_kl'][i, 1]:.3g}, {held:.0%} of q" in axes.get_title(loc="left")
+            assert f"KL {arrays['grid_kl'][i, 1]:.1f}, {held:.0%} of q" in axes.get_title(loc="left")
 
 
 def test_levels_beyond_the_square_are_not_drawn_and_a_kl_within_its_error_is_not_written_out():
