@@ -117,6 +117,21 @@ def table_1(results):
     return markdown_table(header, rows)
 
 
+def objectives_table(results):
+    """What an objective is worth: paired differences of the cells of Table 1, seed 0, and the paper's, a row per net.
+
+    results: as in `table_1`.
+    """
+    rows = []
+    for layers, k in itertools.product((1, 2), (5, 50)):
+        vae, iwae, dreg = (f"{objective}_l{layers}_k{k}" for objective in ("vae", "iwae", "dreg"))
+        theirs = f"{PAPER[iwae][0] - PAPER[vae][0]:+.2f}"
+        pairs = [[results.get(f"{name}_fast__seed0") for name in pair] for pair in ((vae, iwae), (iwae, dreg))]
+        ours = [paired(*pair) if all(pair) else "not trained yet" for pair in pairs]
+        rows.append([f"{layers} layer{'s' * (layers > 1)}, k = {k}", ours[0], theirs, ours[1]])
+    return markdown_table(["net", "`iwae` less `vae`", "paper", "`dreg` less `iwae`"], rows)
+
+
 def table_2(results):
     """Burda et al. 2016, Table 2: nets before and after the objective is switched. results: as in `table_1`."""
     header = ["`python experiments.py`", *("NLL", "paper", "active units", "paper"), "switched: NLL", "paper"]
@@ -203,7 +218,7 @@ def write_report(runs_2d):
     needed = [*runs_2d, f"{LENGTHS}__seed0", *by_schedule]
     leave([f"--report: {RELEASED / 'mnist' / run} is missing" for run in needed if run not in results])
     tables = {"table 1": table_1(results), "table 2": table_2(results), "passes": passes_table(results)}
-    tables["schedules"] = schedules_table(results)
+    tables |= {"objectives": objectives_table(results), "schedules": schedules_table(results)}
     posterior_2d = comparison_table({run: results[run] for run in runs_2d})
     tables["posterior_2d"] = posterior_2d.partition("\n\n")[0]
     page = README.read_text()

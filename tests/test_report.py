@@ -72,7 +72,7 @@ def test_report_gives_the_readmes_tables_byte_for_byte(tmp_path):
     names = re.findall("<!-- report: (.+) -->", readme)
     copy.write_text(rewritten(readme, dict.fromkeys(names, "")))
     assert (
-        names == ["posterior_2d", "table 1", "table 2", "passes", "schedules"]
+        names == ["posterior_2d", "table 1", "objectives", "table 2", "passes", "schedules"]
         and len(copy.read_text()) < len(readme) - 3000
     )
     subprocess.run([sys.executable, "-c", REPORT, str(copy)], check=True, cwd=report.README.parent)
@@ -91,6 +91,14 @@ def test_table_1(made_up):
     assert rows["iwae_l2_k50_fast"][:5] == ["82.25 ± 0.25", "82.90", "30+8", "26+7", "-0.65"]
     assert rows["iwae_l2_k50_fast"][6:] == ["1", "", "", "10 min"]
     assert rows["dreg_l1_k5_fast"] == ["not trained yet", "", "", "", "", "", "0", "", "", ""]
+
+
+def test_objectives_are_compared_in_pairs(made_up):
+    """The second less the first, in nats of NLL, ± the standard error over images."""
+    vae = made_up["iwae_l1_k5_fast__seed0"] | {"log_likelihoods": np.float32([-86, -86])}
+    rows = cells(report.objectives_table(made_up | {"vae_l1_k5_fast__seed0": vae}))
+    assert rows["1 layer, k = 5"] == ["-1.00 ± 0.25", "-0.93", "not trained yet"]
+    assert rows["2 layers, k = 50"] == ["not trained yet", "-1.88", "not trained yet"] and len(rows) == 2 + 4
 
 
 def test_table_2(made_up):
