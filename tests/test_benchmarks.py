@@ -3,9 +3,56 @@
 import numpy as np
 import pytest
 
-from benchmarks.recipes import HELD_OUT, hold_out, recipe_table
-from benchmarks.speed import CELLS, products, rate, step_table
+import experiments
+from benchmarks.recipes import HELD_OUT, PAGE, RECIPES, hold_out, recipe_table
+from benchmarks.speed import CELLS, DEPTHS, products, rate, step_table
 from datasets_download import Dataset, load_dataset
+from experiments import NETS
+from models import Autoencoder
+
+
+def jax_loss(weights, net, x, k):
+    """-L_k of the plain JAX model with our weights."""
+    jax = pytest.importorskip("jax")
+    from benchmarks.reference_jax import loss, make_parameters
+
+    parameters = make_parameters(x.shape[1], *NETS[net])
+    for layer in (*parameters["encoder"], *parameters["decoder"]):
+        heads = [head for name, head in layer.items() if name != "hidden"]
+        for dense in (*layer["hidden"], *heads):
+            dense["w"], dense["b"] = next(weights), next(weights)
+    return float(loss(parameters, x, jax.random.PRNGKey(2), k))
+
+
+def torch_loss(weights, net, x, k):
+    """-L_k of the plain PyTorch model with our weights."""
+    torch = pytest.importorskip("torch")
+    from benchmarks.reference_torch import Net
+
+    torch.manual_seed(2)
+    theirs = Net(x.shape[1], *NETS[net])
+    with torch.no_grad():
+        for dense in (module for module in theirs.modules() if isinstance(module, torch.nn.Linear)):
+            dense.weight.copy_(torch.from_numpy(next(weights).T))
+            dense.bias.copy_(torch.from_numpy(next(weights)))
+        return float(theirs.loss(torch.from_numpy(x), k))
+
+
+@pytest.mark.parametrize("net", DEPTHS)
+@pytest.mark.parametrize("reference_loss", [jax_loss, torch_loss])
+def test_references_take_the_bound_that_we_take(reference_loss, net):
+    """L_20 of one image by our weights, a mean of 2,000, within 5 standard errors (wrong once in a million), but not
+    with another bias."""
+    random = np.random.default_rng(0)
+    x = np.repeat(np.float32(random.random((1, 12)) < 0.5), 2000, axis=0)
+    model = Autoencoder(np.full(12, 0.3), *NETS[net])
+    weights = [np.float32(w + 0.03 * random.normal(size=w.shape)) for w in model.get_weights()]
+    model.set_weights(weights)
+    bounds = np.logaddexp.reduce(model.log_weights(x, 20, seed=(0, 1)), axis=0) - np.log(20)
+    tolerance = 5 * 2**0.5 * bounds.std() / 2000**0.5
+    assert abs(reference_loss(iter(weights), net, x, 20) + bounds.mean()) < tolerance
+    weights[-1] = weights[-1] + 1
+    assert abs(reference_loss(iter(weights), net, x, 20) + bounds.mean()) > 2 * tolerance
 
 
 @pytest.mark.parametrize("k, gigaflop", [(1, 0.045), (5, 0.144), (50, 1.26)])
@@ -46,3 +93,9 @@ def test_recipe_table_has_the_best_first_and_pairs_each_with_the_first_recipe():
     best, other = recipe_table([{}, {"momentum": 0.9}], results, [1.0, 2.0]).splitlines()[2:]
     assert best.split("|")[1:] == [" `momentum=0.9` ", " 89.00 ", " -1.00 ± 0.00 ", " 2.0 s    ", ""]
     assert other.split("|")[1].strip() == "as it stands"
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_recipes_are_legal_runs_and_their_table_has_its_place_on_the_page(title):
+    assert all(experiments.resolve([title.partition("__epochs")[0]], recipe) for recipe in RECIPES[title])
+    assert f"<!-- report: {title} -->" in PAGE.read_text()
