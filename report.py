@@ -81,11 +81,12 @@ def shown(results, paper):
 
 def changed(results, test):
     """Another NLL of the first seed that has it, less that of all test images: of the same images paired."""
-    for seed, r in results.items():
-        same_images = r["evaluated"] == test[seed]["evaluated"]
-        difference = paired(test[seed], r) if same_images else f"{r['nll'] - test[seed]['nll']:+.2f}"
-        return f"{mean([r])} ({difference})"
-    return ""
+    if not results:
+        return ""
+    seed, r = next(iter(results.items()))
+    same_images = r["evaluated"] == test[seed]["evaluated"]
+    difference = paired(test[seed], r) if same_images else f"{r['nll'] - test[seed]['nll']:+.2f}"
+    return f"{mean([r])} ({difference})"
 
 
 def minutes(results):

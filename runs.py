@@ -1,5 +1,6 @@
 """What is done with a run: its data, its folder, training, evaluation, figures, the comparison with others."""
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -228,6 +229,8 @@ def evaluate_run(run):
     else:
         write_results(run, model, x, {"versions": versions(), "evaluated": digest(x), "evaluation": key})
     (run.results / "evaluation" / f"{key}.npz").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not there, or another evaluation was stopped
+        (run.results / "evaluation").rmdir()
 
 
 def write_results(run, model, x, of):
