@@ -118,18 +118,26 @@ def table_1(results):
     return markdown_table(header, rows)
 
 
+def paired_by_seed(first, other):
+    """NLL less that of the first for each seed of both, paired, ± the largest of the standard errors over images."""
+    both = [(r["log_likelihoods"], other[seed]["log_likelihoods"]) for seed, r in first.items() if seed in other]
+    if not both:
+        return "not trained yet"
+    differences, errors = zip(*(paired_difference(*pair) for pair in both), strict=True)
+    return f"{', '.join(f'{difference:+.2f}' for difference in differences)} ± {max(errors):.2f}"
+
+
 def objectives_table(results):
-    """What an objective is worth: paired differences of the cells of Table 1, seed 0, and the paper's, a row per net.
+    """What an objective is worth: cells of Table 1 paired, of each seed of both, and the paper's: a row per net.
 
     results: as in `table_1`.
     """
     rows = []
     for layers, k in itertools.product((1, 2), (5, 50)):
-        vae, iwae, dreg = (f"{objective}_l{layers}_k{k}" for objective in ("vae", "iwae", "dreg"))
-        theirs = f"{PAPER[iwae][0] - PAPER[vae][0]:+.2f}"
-        pairs = [[results.get(f"{name}_fast__seed0") for name in pair] for pair in ((vae, iwae), (iwae, dreg))]
-        ours = [paired(*pair) if all(pair) else "not trained yet" for pair in pairs]
-        rows.append([f"{layers} layer{'s' * (layers > 1)}, k = {k}", ours[0], theirs, ours[1]])
+        vae, iwae, dreg = (seeds(results, f"{name}_l{layers}_k{k}_fast") for name in ("vae", "iwae", "dreg"))
+        theirs = f"{PAPER[f'iwae_l{layers}_k{k}'][0] - PAPER[f'vae_l{layers}_k{k}'][0]:+.2f}"
+        net = f"{layers} layer{'s' * (layers > 1)}, k = {k}"
+        rows.append([net, paired_by_seed(vae, iwae), theirs, paired_by_seed(iwae, dreg)])
     return markdown_table(["net", "`iwae` less `vae`", "paper", "`dreg` less `iwae`"], rows)
 
 
