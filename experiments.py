@@ -193,7 +193,7 @@ def list_runs():
     for name, (nll, active) in PAPER.items():
         also = "".join(f"   also called {alias}" for alias, run in ALIASES.items() if run == name)
         print(f"{name:<14}{nll:>11.2f}{active:>14}{also}")
-    for schedule, meaning in (("fast", "130 passes"), ("switch", "60 more passes with another objective, Table 2")):
+    for schedule, meaning in (("fast", "130 passes"), ("switch", "60 more passes, as in Table 2")):
         names = ", ".join(name for name, run in NAMED_RUNS.items() if run.schedule == schedule)
         print(f"\nBy the `{schedule}` schedule, {meaning}: {names}")
     for name in GROUPS:

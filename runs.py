@@ -21,6 +21,7 @@ from schedules import plan_epochs
 RELEASED = Path(__file__).resolve().parent / "pretrained"
 SAMPLE = "mnist_sample"  # ships with the project, for machines without a network
 PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "numpy")  # whose versions are recorded
+GENERATOR = "threefry"  # of random numbers, which models.py draws by
 RESULTS = ("nll", "nll_standard_error", "elbo", "active_units", "train_seconds")  # what is read of results.json
 RESULTS += ("k", "objective", "dataset", "k_evaluation", "split", "images", "units", "evaluated", "epochs", "digest")
 LONGEST = 200  # characters in the name of a run: file systems take 255
@@ -43,8 +44,8 @@ def load_data(parameters):
 
 
 def versions():
-    """{package: version} of those that results depend on, and the generator that models.py draws by."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES} | {"random_numbers": "threefry"}
+    """{package: version} of those that results depend on, and the generator of random numbers."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES} | {"random_numbers": GENERATOR}
 
 
 def settings(parameters, data):
@@ -383,9 +384,17 @@ def read_results(place):
 
 
 def read_released():
-    """Every evaluation of MNIST in pretrained/: {folder of the run, or one in it: as of `read_results`}."""
-    places = sorted(path.parent for path in (RELEASED / "mnist").rglob("results.json"))
-    return {place.relative_to(RELEASED / "mnist").as_posix(): read_results(place) for place in places}
+    """Every evaluation of MNIST in pretrained/: {folder of the run, or one in it: as of `read_results`}.
+
+    Each with the generator of random numbers that the run was trained by.
+    """
+    found, place = {}, RELEASED / "mnist"
+    for folder in sorted(path.parent for path in place.glob("*/parameters.json")):
+        with reading_file(folder / "parameters.json", "take it again from where it was released"):
+            generator = json.loads((folder / "parameters.json").read_text()).get("random_numbers", "philox")
+        for path in sorted(folder.rglob("results.json")):
+            found[path.parent.relative_to(place).as_posix()] = read_results(path.parent) | {"generator": generator}
+    return found
 
 
 def read_arrays(path):

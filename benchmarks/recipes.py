@@ -102,7 +102,7 @@ def main():
         hold_out(data, path)
     for title in options.tables or RECIPES:
         table = compare_recipes(title, data, path)
-        write_text(PAGE, rewritten(PAGE.read_text(), {title: table}))
+        write_text(PAGE, rewritten(PAGE, {title: table}))
         print(table)
 
 

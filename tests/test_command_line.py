@@ -450,15 +450,17 @@ def test_ten_cells():
     assert len(CELLS) == 10
     assert set(PAPER) == {f"{objective}_l{layers}_k{k}" for objective, layers, k, *_ in CELLS}
     fast = {f"{name}_fast" for name in (*PAPER, "dreg_l1_k5", "dreg_l1_k50", "dreg_l2_k5", "dreg_l2_k50")}
-    assert set(NAMED_RUNS) == {*PAPER, *POSTERIOR_2D, *fast, "vae_to_iwae_fast", "iwae_to_vae_fast"}
+    assert set(NAMED_RUNS) == {*PAPER, *POSTERIOR_2D, *fast, *(f"{name}_fast" for name in SWITCHED)}
     assert not set(ALIASES) & set(NAMED_RUNS) and not set(OBJECTIVES) & (set(NAMED_RUNS) | set(ALIASES))
 
 
 def test_table_2():
     """Burda et al. 2016, Table 2, typed here a second time; each by the end of `fast`, from the run of that seed."""
-    assert SWITCHED["vae_to_iwae"] == ("vae_l1_k1", "iwae_l1_k50", 84.88, "22")
-    assert SWITCHED["iwae_to_vae"] == ("iwae_l1_k50", "vae_l1_k1", 86.02, "23")
-    for name, first, then in (("vae_to_iwae", "vae_l1_k1", "iwae_l1_k50"), ("iwae_to_vae", "iwae_l1_k50", "vae_l1_k1")):
+    cells = {"vae": "vae_l1_k1", "iwae": "iwae_l1_k50"}
+    assert SWITCHED["vae_to_iwae"][2:] == (84.88, "22") and SWITCHED["iwae_to_vae"][2:] == (86.02, "23")
+    assert set(SWITCHED) == {f"{first}_to_{then}" for first in cells for then in cells}
+    for name, (first, then, *_) in SWITCHED.items():
+        assert [first, then] == [cells[word] for word in name.split("_to_")]
         run = NAMED_RUNS[f"{name}_fast"]
         assert replace(run, schedule="fast", init_from=None) == NAMED_RUNS[f"{then}_fast"]
         assert (run.schedule, run.init_from) == ("switch", f"{first}_fast")
