@@ -3,6 +3,7 @@
 The README says how a run is evaluated: on the test images, at least.
 """
 
+import filecmp
 import json
 import shutil
 import sys
@@ -11,21 +12,29 @@ from pathlib import Path
 import runs
 from experiments import NAMED_RUNS
 from report import EVALUATIONS
-from run_folder import whole_file, write_text
+from run_folder import read_log, reading_file, whole_file, write_text
 
 
 def release(folder):
-    """Copy a run's weights, parameters, log and evaluations; leaves where it is not trained, or evaluated otherwise."""
-    for name in ("model.weights.h5", "results.json"):
+    """Copy a run's weights, parameters, log and evaluations; leaves where it is not trained, or evaluated otherwise.
+
+    Raises OSError where a file is damaged. Of the same weights what was released before stays.
+    """
+    for name in ("model.weights.h5", "parameters.json", "log.jsonl", "results.json"):
         if not (folder / name).exists():
             sys.exit(f"docs.release: {folder} is not trained to its end and evaluated: it has no {name}")
     name = folder.name.partition("__")[0]
     if name not in NAMED_RUNS:
         sys.exit(f"docs.release: {folder}: enter {name} in NAMED_RUNS of experiments.py")
+    read_log(folder, runs.read_results(folder)["epochs"])
+    with reading_file(folder / "parameters.json", "train again"):
+        parameters = json.loads((folder / "parameters.json").read_text())
+        trained = {field: parameters[field] for field in ("objective", "k", "seed")}
+    parameters |= {"results_dir": "results", "datasets_dir": None}
     places = [place for place in EVALUATIONS if (folder / place / "results.json").exists()]
     for place in places:
-        found, asked = runs.read_results(folder / place), EVALUATIONS[place]
-        asked = asked | {"k_evaluation": NAMED_RUNS[name].k_evaluation}
+        found = runs.read_results(folder / place)
+        asked = EVALUATIONS[place] | trained | {"k_evaluation": NAMED_RUNS[name].k_evaluation}
         if any(found[field] != value for field, value in asked.items()):
             way_out = "delete its results.json and log_likelihoods.npy, and evaluate again"
             sys.exit(f"docs.release: {folder / place}: another evaluation than {asked}; way out: {way_out}")
@@ -33,15 +42,18 @@ def release(folder):
     files = [Path("model.weights.h5"), Path("log.jsonl")]
     files += [path.relative_to(folder) for path in (folder / "snapshots").glob("epoch*.weights.h5")]
     files += [Path(place, name) for place in places for name in ("log_likelihoods.npy", "results.json")]
-    for place in {"snapshots", *EVALUATIONS} - {"", *places}:  # of other weights
-        shutil.rmtree(target / place, ignore_errors=True)
+    weights = [place / "model.weights.h5" for place in (folder, target)]
+    if weights[1].exists() and not filecmp.cmp(*weights, shallow=False):  # all else there is of those
+        shutil.rmtree(target)
     for file in files:
         with whole_file(target / file) as partial:
             shutil.copyfile(folder / file, partial)
-    parameters = json.loads((folder / "parameters.json").read_text()) | {"results_dir": "results", "datasets_dir": None}
     write_text(target / "parameters.json", json.dumps(parameters, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or sys.exit(__doc__):
-        release(Path(name))
+    try:
+        for name in sys.argv[1:] or sys.exit(__doc__):
+            release(Path(name).resolve())
+    except OSError as error:
+        sys.exit(f"docs.release: {error}")

@@ -36,12 +36,12 @@ assert "tensorflow" not in sys.modules
 def evaluated(folder, nll, active=(22,), generator=runs.GENERATOR, **fields):
     """Write what an evaluation of two images leaves, and the training before it."""
     folder.mkdir(parents=True, exist_ok=True)
-    if folder.parent.name == "mnist":
+    if folder.parent.name == "mnist" and not (folder / "parameters.json").exists():
         (folder / "parameters.json").write_text(json.dumps({"random_numbers": generator}))
     log_likelihoods = np.float32([-nll - 0.25, -nll + 0.25])
     np.save(folder / "log_likelihoods.npy", log_likelihoods)
     results = {"nll": nll, "nll_standard_error": 0.25, "elbo": -100.0, "active_units": active, "train_seconds": 600.0}
-    results |= {"k": 5, "objective": "iwae", "dataset": "mnist", "k_evaluation": 5000, "split": "test"}
+    results |= {"k": 5, "objective": "iwae", "seed": 0, "dataset": "mnist", "k_evaluation": 5000, "split": "test"}
     results |= {"images": None, "units": "all", "evaluated": "test", "epochs": 130} | fields
     results = runs.sealed(results, (folder / "log_likelihoods.npy").read_bytes())
     (folder / "results.json").write_text(json.dumps(results))
@@ -191,6 +191,9 @@ def test_only_what_lies_between_markers_is_rewritten(tmp_path):
 
 # Releasing.
 
+LIKELIHOODS = "log_likelihoods.npy"
+TRAINED = {"objective": "iwae", "k": 5, "seed": 0}
+
 
 @pytest.fixture
 def finished(tmp_path, monkeypatch):
@@ -200,33 +203,39 @@ def finished(tmp_path, monkeypatch):
     for place, fields in EVALUATIONS.items():
         evaluated(folder / place, 85.0, **fields)
     others = ("checkpoints/one", "tensorboard/one", "figures/one.png", ".lock")
-    for name in ("model.weights.h5", "log.jsonl", "snapshots/epoch0001.weights.h5", *others):
+    for name in ("model.weights.h5", "snapshots/epoch0001.weights.h5", *others):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)
-    (folder / "parameters.json").write_text(json.dumps({"results_dir": str(tmp_path), "datasets_dir": "/d", "k": 5}))
+    (folder / "log.jsonl").write_text("".join(json.dumps(LOG[0] | {"epoch": i}) + "\n" for i in range(1, 131)))
+    parameters = {"results_dir": str(tmp_path), "datasets_dir": "/d"} | TRAINED
+    (folder / "parameters.json").write_text(json.dumps(parameters))
     return folder
 
 
 @pytest.mark.parametrize("evaluations", [1, 3])
-def test_a_finished_run_is_released(finished, evaluations):
-    """With as many evaluations as it has; that of the test images is one of them. Others of that name are gone."""
+@pytest.mark.parametrize("same", [True, False])
+def test_a_finished_run_is_released(finished, evaluations, same):
+    """With as many evaluations as it has, that of the test images is one of them; of other weights nothing stays."""
     snapshot = Path("snapshots", "epoch0001.weights.h5")
     (finished / snapshot).with_name("epoch0002.weights.h5").touch()
     release(finished)
     (finished / snapshot).with_name("epoch0002.weights.h5").unlink()
     for place in list(EVALUATIONS)[evaluations:]:
         shutil.rmtree(finished / place)
+    if not same:
+        (finished / "model.weights.h5").write_text("others")
     release(finished)
     target = runs.RELEASED / "mnist" / finished.name
     files = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    kept = {"model.weights.h5", "log.jsonl", snapshot.as_posix()}
-    for place in list(EVALUATIONS)[:evaluations]:
-        kept |= {(Path(place) / name).as_posix() for name in ("log_likelihoods.npy", "results.json")}
-    assert files == kept | {"parameters.json"}
-    assert all((target / name).read_bytes() == (finished / name).read_bytes() for name in kept)
+    new = {"model.weights.h5", "log.jsonl", snapshot.as_posix()}
+    evaluated_in = [(Path(place) / name).as_posix() for place in EVALUATIONS for name in (LIKELIHOODS, "results.json")]
+    new |= set(evaluated_in[: 2 * evaluations])
+    old = {*evaluated_in, snapshot.with_name("epoch0002.weights.h5").as_posix()} if same else set()
+    assert files == new | old | {"parameters.json"}
+    assert all((target / name).read_bytes() == (finished / name).read_bytes() for name in new)
     parameters = json.loads((target / "parameters.json").read_text())
-    assert parameters == {"results_dir": "results", "datasets_dir": None, "k": 5}
-    assert len(runs.read_released()) == evaluations
+    assert parameters == {"results_dir": "results", "datasets_dir": None} | TRAINED
+    assert len(runs.read_released()) == (3 if same else evaluations)
 
 
 @pytest.mark.parametrize(
@@ -236,11 +245,15 @@ def test_a_finished_run_is_released(finished, evaluations):
         (lambda folder: (folder / "results.json").unlink(), "has no results.json"),
         (lambda folder: evaluated(folder / "unitsactive", 85.0), "unitsactive: another evaluation than"),
         (lambda folder: evaluated(folder, 85.0, k_evaluation=500), "seed0: another evaluation than .*way out: delete"),
+        (lambda folder: evaluated(folder / "unitsactive", 85.0, units="active", seed=1), "another evaluation than"),
+        (lambda folder: (folder / "log.jsonl").write_text("{}\n"), "log.jsonl is damaged"),
+        (lambda folder: (folder / "parameters.json").write_text("{}"), "parameters.json is damaged"),
+        (lambda folder: (folder / LIKELIHOODS).unlink(), "log_likelihoods.npy is damaged or missing"),
     ],
 )
 def test_an_unfinished_run_is_not_released(finished, damage, told):
     damage(finished)
-    with pytest.raises(SystemExit, match=told):
+    with pytest.raises((SystemExit, OSError), match=told):
         release(finished)
     assert not runs.RELEASED.exists()
 
