@@ -81,8 +81,9 @@ def test_report_gives_the_readmes_tables_byte_for_byte(tmp_path):
     )
     subprocess.run([sys.executable, "-c", REPORT, str(copy)], check=True, cwd=report.README.parent)
     assert copy.read_bytes() == report.README.read_bytes()
-    drawn, ours = (imread(page.parent / "docs" / "schedules.png") for page in (copy, report.README))
-    assert drawn.shape == ours.shape and np.abs(drawn - ours).mean() < 1e-3
+    for name in ("schedules", "minutes"):
+        drawn, ours = (imread(page.parent / "docs" / f"{name}.png") for page in (copy, report.README))
+        assert drawn.shape == ours.shape and np.abs(drawn - ours).mean() < 1e-3
 
 
 def test_table_1(made_up):
@@ -156,6 +157,19 @@ def test_schedules_are_drawn_against_passes_and_minutes(runs):
         assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == len(axes.lines)
         ends = [[20 * first, -85.0 - j] for j in range(len(runs))][4 * depth : 4 * depth + 4]
         assert [dot.get_offsets().tolist()[0] for dot in axes.collections] == ends
+
+
+def test_nll_is_drawn_against_minutes_for_each_depth(made_up, tmp_path):
+    """One dot and label for each cell's seed 0, hollow by the paper's schedule; the paper's NLL of k = 50 as lines."""
+    evaluated(tmp_path / "mnist" / "iwae_l1_k50__epochs121__seed0", 88.0, train_seconds=1200.0)
+    panels = report.minutes_figure(runs.read_released()).axes
+    texts = [[text.get_text() for text in axes.texts] for axes in panels]
+    assert texts == [["1", "50 (121 passes)", "5"], ["50"]]
+    dots = [line for line in panels[0].lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [line.get_xydata().tolist()[0] for line in dots] == [[10.0, 86.5], [20.0, 88.0], [10.0, 85.0]]
+    assert [line.get_markerfacecolor() == "white" for line in dots] == [False, True, False]
+    lines = [[line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"] for axes in panels]
+    assert lines == [[86.35, 84.78], [84.78, 82.90]]
 
 
 @pytest.mark.parametrize("run", ["vae_2d_k5__seed0", "dreg_l1_k50_fast__seed0", ALL_BY_SCHEDULE[0]])
