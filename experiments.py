@@ -44,7 +44,7 @@ class Parameters:
     dataset: str = "mnist"  # mnist, mnist_fixed, omniglot, fashion_mnist, mnist_sample or path/to/your.npz
     binarization: str | None = None  # stochastic, fixed or none (continuous data); None: the data set's own
     # The bound and the estimator of its gradient (losses.py): vae, iwae, stl, dreg, rws, rws_dreg, ciwae, miwae,
-    # miwae_dreg, piwae, vr or vr_dreg. Of PARAMETERS it is said by COMPARE.
+    # miwae_dreg, piwae, vr or vr_dreg. In PARAMETERS, COMPARE sets it.
     objective: str = "iwae"
     beta: float | None = None  # ciwae only: share of the ELBO, in [0, 1]
     groups: int | None = None  # miwae, miwae_dreg and piwae only: a divisor of k
@@ -53,7 +53,7 @@ class Parameters:
     latent_units: tuple = (50,)  # units of each stochastic layer, nearest the data first
     hidden_units: tuple = ((200, 200),)  # for each stochastic layer: the tanh layers between it and what lies below
     likelihood: str = "bernoulli"  # bernoulli, or gaussian for continuous data
-    schedule: str = "quick"  # quick, hold, fast, paper or switch: passes and learning rates (schedules.py)
+    schedule: str = "quick"  # quick, hold (16 passes), fast (130), paper (3280) or switch (60): schedules.py
     epochs: int | None = None  # passes over the training images; cuts `paper` short, rescales others; None: all
     rate_scale: float | None = None  # multiplies the learning rates of the schedule, above 0; None: as they stand
     batch: int = 20  # images per step
@@ -63,7 +63,7 @@ class Parameters:
     epsilon: float = 1e-4  # Adam: added to the root of the second moment, above 0
     momentum: float = 0.95  # Muon: its momentum, in [0, 1); Muon trains biases by Adam
     output_rate: float | None = None  # Muon: multiplies the rate of the output layer's weights, above 0; None: as it is
-    ema: float = 0.0  # decay, in [0, 1), of the averages over steps that are evaluated; 0: weights as they are
+    ema: float = 0.0  # decay, in [0, 1), of the weights' average over steps, which is evaluated; 0: no average
     clip_norm: float | None = None  # limit on the norm of the whole gradient, above 0; None: none, as in the paper
     backward_samples: int | None = None  # differentiate only so many of the k samples, resampled; None: all
     snapshot_epochs: tuple = ()  # keep the weights at these epochs, in snapshots/
@@ -75,7 +75,7 @@ class Parameters:
     images: int | None = None  # the first so many of them, 2 or more; None: all
     units: str = "all"  # evaluate the net as it is, or with its active latent units alone: all or active
     pretrained: bool = False  # take the weights in pretrained/, of the paper's cells those by `fast`, and train nothing
-    train: bool = True  # train, or go on with what is on disk
+    train: bool = True  # train, or go on where a training was stopped; False: take what is on disk
     evaluate: bool = True  # log-likelihood, ELBO, active units
     plot: bool = True  # figures
     diagnose: bool = False  # importance weights, gradients and cost of every objective on the trained net; minutes

@@ -239,10 +239,10 @@ alone, `--json FILE` keeps its medians.
 
 {table}
 
-Share of peak: operations per second of the step's matrix products, over the {peak:.0f} GFLOP/s that TensorFlow has
-without XLA (by oneDNN) in a product of two square matrices of {SQUARE:,} rows. By XLA, which compiles the step, that
-product has {by_xla / peak:.0%} of it, and the decoder's last product at k = 50, [{50 * BATCH:,}, 200] by
-[200, {FEATURES}], {last_product / peak:.0%}. Over what XLA has with the square matrices, in the order of the rows:
+Share of peak: operations per second of the step's matrix products, over the {peak:.0f} GFLOP/s of TensorFlow without
+XLA (oneDNN) for two square matrices of {SQUARE:,} rows. XLA, which compiles the step, reaches {by_xla / peak:.0%} of
+that for the same matrices, and {last_product / peak:.0%} for the decoder's last product at k = 50,
+[{50 * BATCH:,}, 200] by [200, {FEATURES}]. As shares of XLA's rate for the square matrices, row by row:
 {shares}.
 (JAX had {fair} where the goals for our step were set.)
 
