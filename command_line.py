@@ -51,8 +51,8 @@ def is_count(value, below=2**31):
 
 
 def is_folder(value):
-    """Whether value names a folder."""
-    return isinstance(value, str) and value != ""
+    """Whether value names a folder; "~name" does only where there is such a user."""
+    return isinstance(value, str) and value != "" and not os.path.expanduser(value).startswith("~")
 
 
 def is_counts(value, length=0):
@@ -62,43 +62,37 @@ def is_counts(value, length=0):
 
 def illegal_values(p):
     """{field: a line with its value and the legal ones} for every value of a run that is not."""
+    value, optional = vars(p), {field.name for field in dataclasses.fields(p) if isinstance(None, field.type)}
     nested = isinstance(p.hidden_units, tuple) and all(is_counts(units, 1) for units in p.hidden_units)
-    decay, count = "a number in [0, 1), and not so near to 1 that 32 bits round it", "an integer from 1 to 2147483647"
-    positive = "a number above 0 that 32 bits hold: from 1.18e-38 to 3.40e+38"
-    chosen = [name for name in NAMES if name not in ("dataset", "binarization")]  # those two take other values as well
     known_data = isinstance(p.dataset, str) and (p.dataset in DATASETS or p.dataset.endswith(".npz"))
+    counts, count = ("k", "groups", "batch", "backward_samples", "k_evaluation"), "an integer from 1 to 2147483647"
+    decays = ("alpha", "beta_1", "beta_2", "momentum", "ema")
+    decay = "a number in [0, 1), and not so near to 1 that 32 bits round it"
+    factors = ("rate_scale", "output_rate", "clip_norm", "epsilon")
+    factor = "a number above 0 that 32 bits hold: from 1.18e-38 to 3.40e+38"
     rules = [
         ("dataset", known_data, f"one of {', '.join(DATASETS)}, or the path of a .npz file"),
-        ("binarization", p.binarization in (None, *BINARIZATIONS), f"None or one of {', '.join(BINARIZATIONS)}"),
-        ("beta", p.beta is None or is_number(p.beta) and p.beta <= 1, "None or a number in [0, 1]"),
-        ("groups", p.groups is None or is_count(p.groups), f"None or {count}"),
-        ("alpha", p.alpha is None or is_number(p.alpha, below=BELOW_1), f"None or {decay}"),
-        ("k", is_count(p.k), count),
+        ("beta", is_number(p.beta) and p.beta <= 1, "a number in [0, 1]"),
         ("latent_units", is_counts(p.latent_units, 1), "a tuple of integers from 1 to 99999, such as (100, 50)"),
         ("hidden_units", nested, "a tuple of tuples of integers from 1 to 99999, such as ((200, 200), (100, 100))"),
-        ("epochs", p.epochs is None or is_count(p.epochs, 10**5), "None or an integer from 1 to 99999"),
-        ("rate_scale", p.rate_scale is None or is_number(p.rate_scale, **FLOAT32), f"None or {positive}"),
-        ("batch", is_count(p.batch), count),
-        *[
-            (name, is_number(getattr(p, name), below=BELOW_1), decay)
-            for name in ("beta_1", "beta_2", "momentum", "ema")
-        ],
-        ("output_rate", p.output_rate is None or is_number(p.output_rate, **FLOAT32), f"None or {positive}"),
-        ("clip_norm", p.clip_norm is None or is_number(p.clip_norm, **FLOAT32), f"None or {positive}"),
-        ("epsilon", is_number(p.epsilon, **FLOAT32), positive),
-        ("backward_samples", p.backward_samples is None or is_count(p.backward_samples), f"None or {count}"),
+        ("epochs", is_count(p.epochs, 10**5), "an integer from 1 to 99999"),
         ("snapshot_epochs", is_counts(p.snapshot_epochs), "a tuple of integers from 1 to 99999, such as (1, 16, 30)"),
-        ("init_from", p.init_from is None or is_folder(p.init_from), "None or the folder of a trained run"),
+        ("init_from", is_folder(p.init_from), "the folder of a trained run"),
         ("seed", is_number(p.seed, int, below=2**31), "an integer from 0 to 2147483647"),
-        ("k_evaluation", is_count(p.k_evaluation), count),
-        ("images", p.images is None or is_number(p.images, int, 2), "None or an integer of 2 or more"),
-        *[(name, getattr(p, name) in tuple(NAMES[name]), f"one of {', '.join(NAMES[name])}") for name in chosen],
-        *[(name, isinstance(getattr(p, name), bool), "True or False") for name in SWITCHES],
-        ("results_dir", is_folder(p.results_dir), "a folder"),
-        ("datasets_dir", p.datasets_dir is None or is_folder(p.datasets_dir), "None or a folder"),
+        ("images", is_number(p.images, int, 2), "an integer of 2 or more"),
+        *[(name, is_count(value[name]), count) for name in counts],
+        *[(name, is_number(value[name], below=BELOW_1), decay) for name in decays],
+        *[(name, is_number(value[name], **FLOAT32), factor) for name in factors],
+        *[(name, value[name] in tuple(NAMES[name]), f"one of {', '.join(NAMES[name])}") for name in list(NAMES)[1:]],
+        *[(name, isinstance(value[name], bool), "True or False") for name in SWITCHES],
+        *[(name, is_folder(value[name]), "a folder") for name in ("results_dir", "datasets_dir")],
     ]
-    bad = {name: f"{name} = {getattr(p, name)!r}: must be {legal}" for name, fine, legal in rules if not fine}
-    return {name: line + nearest(getattr(p, name), NAMES.get(name, ())) for name, line in bad.items()}
+    return {
+        name: f"{name} = {value[name]!r}: must be {'None or ' * (name in optional)}{legal}"
+        + nearest(value[name], NAMES.get(name, ()))
+        for name, fine, legal in rules
+        if not (fine or name in optional and value[name] is None)
+    }
 
 
 def problems(p):
@@ -283,7 +277,7 @@ def value_of(text, kind):
     try:
         value = ast.literal_eval(text.title() if text in ("true", "false", "none") else text)
         repr(value)  # which Python refuses of the longest integers
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that literal_eval may raise
         return text  # `problems` refuses it, and names the legal values
     return (value,) if kind is tuple and not isinstance(value, tuple) else value
 

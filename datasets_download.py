@@ -193,12 +193,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def full_scale(x: np.ndarray) -> int:
-    return 255 if x.dtype == np.uint8 else 1
+def check_pixels(x: np.ndarray, binarization: str, where: str) -> np.ndarray:
+    """uint8 unchanged, bool as 0/255, floats in [0, 1] as float32; DatasetError for anything else.
 
-
-def check_pixels(x: np.ndarray, where: str) -> np.ndarray:
-    """uint8 unchanged, bool as 0/255, floats in [0, 1] as float32; DatasetError for anything else."""
+    And for pixels that cannot mean what their dtype and `binarization` say.
+    """
     floats = x.dtype in (np.float32, np.float64)
     legal = "uint8 (0..255), bool, float32 and float64 (0..1)"
     require(floats or x.dtype in (np.uint8, np.bool_), f"{where} has dtype {x.dtype}; legal are {legal}")
@@ -210,27 +209,22 @@ def check_pixels(x: np.ndarray, where: str) -> np.ndarray:
         require(not np.isnan(x).any(), f"{where} holds NaN")
         legal = "0 to 1 for floats, 0 to 255 for uint8"
         require(x.min() >= 0 and x.max() <= 1, f"{where} is from {x.min():g} to {x.max():g}; legal is {legal}")
-        return x.astype(np.float32, copy=False)
-    return x * np.uint8(255) if x.dtype == np.bool_ else x
-
-
-def check_scale(x: np.ndarray, binarization: str, where: str) -> None:
-    """DatasetError if checked pixels cannot mean what their dtype and `binarization` say."""
-    full = full_scale(x)
     reason = "its largest uint8 value is 1, which would be read as 1/255"
-    require(full == 1 or x.max() != 1, f"{where}: {reason}; multiply by 255, or store bool or float32")
+    require(x.dtype != np.uint8 or x.max() != 1, f"{where}: {reason}; multiply by 255, or store bool or float32")
+    x = x * np.uint8(255) if x.dtype == np.bool_ else x.astype(np.float32, copy=False) if floats else x
+    full = 1 if floats else 255
     reason = f'binarization "fixed" needs values that are all 0 or {full}'
     way_out = 'use "stochastic" (grey, binarised each time it is served) or "none" (continuous)'
     require(binarization != "fixed" or ((x == 0) | (x == full)).all(), f"{where}: {reason}; {way_out}")
+    return x
 
 
 def read(path: Path, binarization: str) -> Dataset:
     """Data set of an .npz file, flattened; DatasetError for whatever is wrong with it."""
     arrays = read_arrays(path)
-    x = [check_pixels(arrays[key], f"{path}: {key}") for key in X_KEYS]
+    x = [check_pixels(arrays[key], binarization, f"{path}: {key}") for key in X_KEYS]
     y = [arrays.get(key) for key in Y_KEYS]
     for key, images, labels in zip(X_KEYS, x, y, strict=True):
-        check_scale(images, binarization, f"{path}: {key}")
         shapes = f"{images.shape} and x_train {x[0].shape}"
         require(images.shape[1:] == x[0].shape[1:], f"{path}: images of unequal shape, {key} {shapes}")
         if labels is not None:
@@ -307,7 +301,7 @@ def binarize(x: np.ndarray, binarization: str, seed: int) -> np.ndarray:
 def summary(dataset: Dataset, path: Path) -> str:
     counts = ", ".join(f"{len(getattr(dataset, f'x_{split}')):,} {split}" for split in SPLITS)
     rows, columns = dataset.image_shape
-    mean = dataset.x_train.mean(dtype=np.float64) / full_scale(dataset.x_train)
+    mean = dataset.x_train.mean(dtype=np.float64) / (255 if dataset.x_train.dtype == np.uint8 else 1)
     return (
         f"{dataset.name}: {counts} images of {rows} x {columns}, mean training pixel {mean:.4f}, "
         f"binarization {dataset.binarization}\n  {path}\n  {digest(path.read_bytes(), 'sha256')}"

@@ -167,19 +167,18 @@ def fetch(name: str, recipe: Recipe, by_hand: Path, scratch: Path) -> dict[str, 
     Raises Unavailable with every source and why it failed.
     """
     reasons = []
-    for source in (str(by_hand), *recipe.sources):
+    for source in ("", *recipe.sources):
         try:
-            if source == str(by_hand):
-                return collect(by_hand, recipe.files)
-            print(f"{name}: trying {source}", file=sys.stderr)
-            folder = Path(tempfile.mkdtemp(dir=scratch))
-            with time_limit(DOWNLOAD_SECONDS):
-                FETCHERS[source.partition(":")[0]](source, recipe, folder)
+            folder = Path(tempfile.mkdtemp(dir=scratch)) if source else by_hand
+            if source:
+                print(f"{name}: trying {source}", file=sys.stderr)
+                with time_limit(DOWNLOAD_SECONDS):
+                    FETCHERS[source.partition(":")[0]](source, recipe, folder)
             return collect(folder, recipe.files)
         except FAULTS as error:
             words = str(error).rpartition("Caused by ")[2] or type(error).__name__  # requests: the root cause
-            reasons.append(f"  {source}: {textwrap.shorten(words, 300)}")
-            if source == str(by_hand) and by_hand.exists():
+            reasons.append(f"  {source or by_hand}: {textwrap.shorten(words, 300)}")
+            if not source and by_hand.exists():
                 print(f"{name}: files placed by hand are not used:\n{reasons[0]}", file=sys.stderr)
     raise Unavailable(
         f"{name} could not be had from any source:\n" + "\n".join(reasons) + "\n"

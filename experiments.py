@@ -32,9 +32,9 @@ from command_line import (
     unknown,
 )
 from datasets_download import DatasetError, own_binarization
-from report import PAPER, SWITCHED, write_report
+from report import PAPER, SWITCHED, compare, write_report
 from run_folder import lock
-from runs import compare, diagnose_run, evaluate_run, initial_folder, load_data, open_run, plot_run, settings, train_run
+from runs import diagnose_run, evaluate_run, initial_folder, load_data, open_run, plot_run, settings, train_run
 
 
 @dataclass(frozen=True)

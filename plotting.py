@@ -12,41 +12,9 @@ import textwrap
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter
 
-from canvas import (
-    IMAGE_STYLE,
-    PALETTE,
-    SMALL,
-    TEXT,
-    WIDTH,
-    broken,
-    cell_height,
-    class_legend,
-    classes_of,
-    columns_of,
-    draw_tiles,
-    image_shape_of,
-    label_axes,
-    legend_above,
-    legend_label,
-    name_panel,
-    new_figure,
-    number,
-    panels_of,
-    projection_names,
-    scatter_classes,
-    split_of,
-    tile_figure,
-)
-from plotting_posterior import (
-    aggregate_over_training,
-    bound_against_k,
-    common_epochs,
-    log_weights,
-    manifold,
-    posterior_of_one_input,
-    posterior_samples,
-    posterior_side_by_side,
-)
+import canvas
+import plotting_posterior
+from canvas import IMAGE_STYLE, PALETTE, SMALL, TEXT, WIDTH
 
 MAX_TILES = 100  # weight images shown per panel
 
@@ -59,16 +27,16 @@ def training_curves(runs):
     logarithmic = max(arrays["epoch"][-1] for arrays in runs.values()) > 40
     bottom, caption = _bottom_of_curves(runs, np.log if logarithmic else np.asarray)
     title = "Bound on training images (solid) and validation images (dashed)"
-    figure = new_figure(title, caption, 4.4)
+    figure = canvas.new_figure(title, caption, 4.4)
     axes = figure.subplots()
     for i, (label, arrays) in enumerate(runs.items()):
         epoch, train, validation = arrays["epoch"], arrays["bound_train"], arrays["bound_validation"]
-        last = f"training {number(train[-1])}, validation {number(validation[-1])} at epoch {epoch[-1]}"
+        last = f"training {canvas.number(train[-1])}, validation {canvas.number(validation[-1])} at epoch {epoch[-1]}"
         marker = "o" if len(epoch) <= 40 else ""
         style = {"color": PALETTE[i % 10], "marker": marker, "markersize": 4, "linewidth": 1.6}
-        axes.plot(epoch, train, label=legend_label(label, last), **style)
+        axes.plot(epoch, train, label=canvas.legend_label(label, last), **style)
         axes.plot(epoch, validation, linestyle=(0, (4, 2)), markerfacecolor="white", **style)
-    label_axes(axes, "epoch (logarithmic axis)" if logarithmic else "epoch", "bound (nats)")
+    canvas.label_axes(axes, "epoch (logarithmic axis)" if logarithmic else "epoch", "bound (nats)")
     if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -76,7 +44,7 @@ def training_curves(runs):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_ylim(bottom=bottom)
     axes.grid(color="0.92")
-    legend_above(axes)
+    canvas.legend_above(axes)
     return figure
 
 
@@ -98,7 +66,7 @@ def _bottom_of_curves(runs, scale):
     bottom = min(np.quantile(bound, 0.15) for bound in drawn)
     if highest - lowest <= 2 * (highest - bottom):
         return None, caption
-    return bottom, f"{caption} The first epochs, from {number(lowest, 0)} nats upwards, lie below the axis."
+    return bottom, f"{caption} The first epochs, from {canvas.number(lowest, 0)} nats upwards, lie below the axis."
 
 
 def reconstructions(runs):
@@ -111,24 +79,24 @@ def reconstructions(runs):
     for run, arrays in runs.items():
         originals = arrays["x_mean"], arrays["x"]
         if not (before and all(map(np.array_equal, originals, before))):
-            rows += [(broken(f"{run}: images", 72) if before else "", "original", originals[0])]
+            rows += [(canvas.broken(f"{run}: images", 72) if before else "", "original", originals[0])]
             rows += [("", "as fed to the encoder", originals[1])]
         resampled = f"importance-weighted\nresampling, k = {arrays['k_resampling']}"
-        rows += [(broken(run, 72), "mean of q(z | x)", arrays["reconstruction_mean"])]
+        rows += [(canvas.broken(run, 72), "mean of q(z | x)", arrays["reconstruction_mean"])]
         rows += [("", "one sample of q(z | x)", arrays["reconstruction_sample"])]
         rows += [("", resampled, arrays["reconstruction_resampled"])]
         before = originals
-    shape, count = image_shape_of(runs), max(len(images) for *_, images in rows)
-    height = cell_height(shape)
+    shape, count = canvas.image_shape_of(runs), max(len(images) for *_, images in rows)
+    height = canvas.cell_height(shape)
     inches = (WIDTH - 1.6) / count  # of a tile's width
     spaces = [(0.2 + 0.17 * (heading.count("\n") + 1)) / inches * (heading != "") for heading, *_ in rows]
     tops = height * np.arange(len(rows)) + np.cumsum(spaces)
     bottom = tops[-1] + height
     caption = "Rows of a run: decoder means at the z named at the left, where q is the run's encoder."
-    figure = new_figure(f"Reconstructions of {split_of(runs)} images", caption, 0.65 + bottom * inches)
+    figure = canvas.new_figure(f"Reconstructions of {canvas.split_of(runs)} images", caption, 0.65 + bottom * inches)
     axes = figure.subplots()
     for top, (heading, _, images) in zip(tops, rows, strict=True):
-        draw_tiles(axes, images, shape, count, top, **IMAGE_STYLE)
+        canvas.draw_tiles(axes, images, shape, count, top, **IMAGE_STYLE)
         if heading:
             axes.text(0, top - 0.1, heading, fontsize=TEXT, fontweight="bold", va="bottom")
     axes.set_yticks(tops + height / 2, [label for _, label, _ in rows], fontsize=SMALL)
@@ -142,7 +110,7 @@ def prior_samples(runs):
     """
     title, caption = "Samples from the prior", "Decoder means at z drawn from the prior p(z)."
     samples = {run: (arrays["prior_samples"], "") for run, arrays in runs.items()}
-    return tile_figure(title, caption, image_shape_of(runs), WIDTH, [samples], [IMAGE_STYLE])[0]
+    return canvas.tile_figure(title, caption, canvas.image_shape_of(runs), WIDTH, [samples], [IMAGE_STYLE])[0]
 
 
 def posterior_scatter(runs):
@@ -151,21 +119,21 @@ def posterior_scatter(runs):
     Reads split, posterior_samples [s, 2], posterior_projection ("latent" or "PCA"), posterior_explained [2] (shares
     of the variance) and labels [s] (-1: there are none; then, and for more than ten classes, one colour).
     """
-    classes = classes_of(runs)
-    count, columns = max(len(arrays["posterior_samples"]) for arrays in runs.values()), columns_of(len(runs))
-    caption = f"One sample of q(z | x), top layer, per {split_of(runs)} image ({count:,})"
+    classes = canvas.classes_of(runs)
+    count, columns = max(len(arrays["posterior_samples"]) for arrays in runs.values()), canvas.columns_of(len(runs))
+    caption = f"One sample of q(z | x), top layer, per {canvas.split_of(runs)} image ({count:,})"
     caption += "; numbers at class medians" if len(classes) else ""
     caption += ". Not the posterior of any single image."
-    title, height = f"Aggregate posterior over the {split_of(runs)} images", min(5, (WIDTH - 0.5) / columns)
-    figure, panels = panels_of(runs, title, caption, height)
+    title, height = f"Aggregate posterior over the {canvas.split_of(runs)} images", min(5, (WIDTH - 0.5) / columns)
+    figure, panels = canvas.panels_of(runs, title, caption, height)
     reach = 1.05 * max(np.abs(arrays["posterior_samples"]).max() for arrays in runs.values())
     for (axes,), (run, arrays) in zip(panels, runs.items(), strict=True):
         points, labels = arrays["posterior_samples"], arrays["labels"]
-        scatter_classes(axes, points, labels, classes, reach)
-        label_axes(axes, *projection_names(arrays["posterior_projection"], arrays["posterior_explained"]))
-        name_panel(axes, run, len(runs))
+        canvas.scatter_classes(axes, points, labels, classes, reach)
+        canvas.label_axes(axes, *canvas.projection_names(arrays["posterior_projection"], arrays["posterior_explained"]))
+        canvas.name_panel(axes, run, len(runs))
         _class_badges(axes, points, labels, classes, 0.08 * columns * reach)
-    class_legend(panels[columns - 1, 0], classes, loc="center left", bbox_to_anchor=(1, 0.5))
+    canvas.class_legend(panels[columns - 1, 0], classes, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -194,16 +162,15 @@ def active_units(runs):
 
     Reads split, unit_variance_1 [d_1], unit_variance_2 [d_2], ... (nearest the data first) and active_threshold.
     """
-    caption = (
-        f"Variance over {split_of(runs)} images, per latent unit. Dark: active. The first bin also holds what is lower."
-    )
+    caption = f"Variance over {canvas.split_of(runs)} images, per latent unit. Dark: active. "
+    caption += "The first bin also holds what is lower."
     figure, panels = _layer_panels(runs, "unit_variance", "Active latent units", caption, 2.6, sharex=True, sharey=True)
     highest = max(variance.max() for *_, variance in panels)
     for axes, run, layer, variance in panels:
         threshold = float(runs[run]["active_threshold"])
         _variance_histogram(axes, variance, threshold, highest)
         active = np.count_nonzero(variance > threshold)
-        name_panel(axes, run, len(runs), f"{layer}{active} of {len(variance)} active")
+        canvas.name_panel(axes, run, len(runs), f"{layer}{active} of {len(variance)} active")
     return figure
 
 
@@ -225,7 +192,7 @@ def _variance_histogram(axes, variance, threshold, highest):
     axes.annotate(f"threshold {threshold:g}", color=colour, fontsize=SMALL, **place)
     axes.margins(y=0.25)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    label_axes(axes, "log₁₀ Var(E[z | x])", "latent units")
+    canvas.label_axes(axes, "log₁₀ Var(E[z | x])", "latent units")
 
 
 def _layer_panels(runs, name, title, caption, height, **subplots):
@@ -233,7 +200,7 @@ def _layer_panels(runs, name, title, caption, height, **subplots):
     names = [f"{name}_{layer}" for layer in range(1, 100)]
     layers = {run: [arrays[name] for name in names if name in arrays] for run, arrays in runs.items()}
     rows, panels = max(map(len, layers.values())), []
-    figure, columns = panels_of(runs, title, caption, height, rows, **subplots)
+    figure, columns = canvas.panels_of(runs, title, caption, height, rows, **subplots)
     for column, (run, values) in zip(columns, layers.items(), strict=True):
         for layer, (axes, value) in enumerate(zip(column, values, strict=False), 1):
             panels.append((axes, run, f"layer {layer}: " if rows > 1 else "", value))
@@ -251,13 +218,15 @@ def weights(runs):
     decoders = {run: arrays["decoder_weights"] for run, arrays in runs.items()}
     rows, styles = [], []
     for name, units_of in (("encoder, first layer", encoders), ("decoder, last layer", decoders)):
-        largest = {run: _largest(units) for run, units in units_of.items()}
-        rows.append({run: (w, f"{name}: {len(w)} of {len(units_of[run])}") for run, w in largest.items()})
+        rows.append({})
+        for run, units in units_of.items():
+            largest = units[np.argsort(-np.linalg.norm(units, axis=1), kind="stable")[:MAX_TILES]]
+            rows[-1][run] = largest, f"{name}: {len(largest)} of {len(units)}"
         limit = max(np.quantile(np.abs(units), 0.995) for units in units_of.values())
         styles.append({"cmap": "RdBu_r", "vmin": -limit, "vmax": limit})
     caption = "One image per hidden unit: its weights from or to the pixels. Units in the order of their norm."
     title = "Weights of the first and the last layer"
-    figure, panels = tile_figure(title, caption, image_shape_of(runs), WIDTH - 0.9, rows, styles)
+    figure, panels = canvas.tile_figure(title, caption, canvas.image_shape_of(runs), WIDTH - 0.9, rows, styles)
     for row, style in zip(panels.T, styles, strict=True):
         for axes in row:
             axes.set_facecolor("0.7")  # the middle of the colour scale is white, as the gaps would be
@@ -267,11 +236,6 @@ def weights(runs):
         bar.set_label("weight", fontsize=SMALL)
         bar.ax.tick_params(labelsize=SMALL)
     return figure
-
-
-def _largest(units):
-    """The units [h, features] of largest norm, in that order."""
-    return units[np.argsort(-np.linalg.norm(units, axis=1), kind="stable")[:MAX_TILES]]
 
 
 def log_likelihoods(runs):
@@ -285,8 +249,8 @@ def log_likelihoods(runs):
         "Line: the mean, ± one standard error over the images. Below: the images of lowest and of highest estimate."
     )
     caption += " Runs share the images: judge them by their paired difference." * (len(runs) > 1)
-    shape = image_shape_of(runs)
-    figure = new_figure(f"Log-likelihood of each {split_of(runs)} image", caption, 1 + 2.5 * len(runs))
+    shape = canvas.image_shape_of(runs)
+    figure = canvas.new_figure(f"Log-likelihood of each {canvas.split_of(runs)} image", caption, 1 + 2.5 * len(runs))
     panels = figure.subplots(2 * len(runs), height_ratios=[1, 0.32] * len(runs))
     for i, (axes, below, (run, arrays)) in enumerate(zip(panels[0::2], panels[1::2], runs.items(), strict=True)):
         values, extremes = arrays["log_likelihoods"], arrays["extreme_x_mean"]
@@ -295,10 +259,10 @@ def log_likelihoods(runs):
         axes.axvline(values.mean(), color="black", linewidth=1.6)
         axes.sharex(panels[0])
         axes.sharey(panels[0])
-        mean = f"mean {number(values.mean())} ± {error:.2f} nats"
-        label_axes(axes, "", "images")
-        name_panel(axes, run, 1, f"{mean} ({len(values):,} images, k = {arrays['k_evaluation']})")
-        draw_tiles(below, extremes, shape, len(extremes), **IMAGE_STYLE)
+        mean = f"mean {canvas.number(values.mean())} ± {error:.2f} nats"
+        canvas.label_axes(axes, "", "images")
+        canvas.name_panel(axes, run, 1, f"{mean} ({len(values):,} images, k = {arrays['k_evaluation']})")
+        canvas.draw_tiles(below, extremes, shape, len(extremes), **IMAGE_STYLE)
         middle = len(extremes) / 2
         below.axvline(middle - 0.03, color=PALETTE[i % 10], linewidth=3)
         below.set_xticks([0.5 * middle, 1.5 * middle], ["lowest", "highest"], fontsize=SMALL)
@@ -311,15 +275,15 @@ def unit_kl(runs):
 
     Reads split, unit_kl_1 [d_1], unit_kl_2 [d_2], ... (nearest the data first).
     """
-    caption = f"log q(z_i | ..) − log p(z_i | ..), means over {split_of(runs)} images. Units at 0 are not used in the "
-    caption += "top layer; in a lower one the layer above predicts them."
+    caption = f"log q(z_i | ..) − log p(z_i | ..), means over {canvas.split_of(runs)} images. Units at 0 are not used "
+    caption += "in the top layer; in a lower one the layer above predicts them."
     figure, panels = _layer_panels(runs, "unit_kl", "KL term of each latent unit", caption, 2.4, sharey=True)
     for axes, run, layer, units in panels:
         axes.bar(np.arange(1, len(units) + 1), np.sort(units)[::-1], color=PALETTE[0], width=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.set_xlim(0.4, len(units) + 0.6)
-        label_axes(axes, "unit, by rank", "KL (nats)")
-        name_panel(axes, run, len(runs), f"{layer}{number(units.sum(), 1)} nats")
+        canvas.label_axes(axes, "unit, by rank", "KL (nats)")
+        canvas.name_panel(axes, run, len(runs), f"{layer}{canvas.number(units.sum(), 1)} nats")
     return figure
 
 
@@ -328,21 +292,19 @@ def interpolation(runs):
 
     Reads image_shape [2], x_mean [n, features], interpolation [pairs, steps, features]: from image 0 to 1, 2 to 3, ...
     """
-    rows = {}
-    for run, arrays in runs.items():
-        pairs, steps = arrays["interpolation"].shape[:2]
-        ends = arrays["x_mean"][: 2 * pairs].reshape(pairs, 2, -1)
-        rows[run] = np.concatenate([ends[:, :1], arrays["interpolation"], ends[:, 1:]], axis=1)
+    pairs, steps, features = next(iter(runs.values()))["interpolation"].shape
     caption = (
         "First and last column: the images. Between them: decoder means at equal steps from E[z_1 | x] of the one "
         "to that of the other."
     )
-    shape, columns = image_shape_of(runs), steps + 2
-    height = 0.4 + pairs * cell_height(shape) * (WIDTH - 0.2) / columns_of(len(runs)) / columns
-    figure, panels = panels_of(runs, "Interpolation through the latent space", caption, height)
-    for (axes,), (run, images) in zip(panels, rows.items(), strict=True):
-        draw_tiles(axes, images.reshape(-1, images.shape[-1]), shape, columns, **IMAGE_STYLE)
-        name_panel(axes, run, len(runs))
+    shape, columns = canvas.image_shape_of(runs), steps + 2
+    height = 0.4 + pairs * canvas.cell_height(shape) * (WIDTH - 0.2) / canvas.columns_of(len(runs)) / columns
+    figure, panels = canvas.panels_of(runs, "Interpolation through the latent space", caption, height)
+    for (axes,), (run, arrays) in zip(panels, runs.items(), strict=True):
+        ends = arrays["x_mean"][: 2 * pairs].reshape(pairs, 2, features)
+        rows = np.concatenate([ends[:, :1], arrays["interpolation"], ends[:, 1:]], axis=1)
+        canvas.draw_tiles(axes, rows.reshape(-1, features), shape, columns, **IMAGE_STYLE)
+        canvas.name_panel(axes, run, len(runs))
     return figure
 
 
@@ -357,8 +319,8 @@ def nll_differences(runs):
     means, errors = differences.mean(axis=1), differences.std(axis=1, ddof=1) / np.sqrt(len(reference))
     caption = f"NLL = −L_k, k = {arrays['k_evaluation']}, {len(reference):,} images. Bars: ± one standard error of the "
     caption += "paired difference over images; another seed would move the runs, too."
-    title = broken(f"NLL minus that of {first}", 80)
-    figure = new_figure(title, caption, 1.2 + 0.2 * title.count("\n") + 0.42 * len(runs))
+    title = canvas.broken(f"NLL minus that of {first}", 80)
+    figure = canvas.new_figure(title, caption, 1.2 + 0.2 * title.count("\n") + 0.42 * len(runs))
     axes, rows = figure.subplots(), np.arange(len(runs))
     axes.axvline(0, color="0.7")
     axes.errorbar(means, rows, xerr=errors, linestyle="", marker="o", markersize=4, color=PALETTE[0], capsize=3)
@@ -367,8 +329,8 @@ def nll_differences(runs):
     for row, mean, text in zip(rows, means, texts, strict=True):
         style = {"ha": "center", "fontsize": SMALL, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
         axes.annotate(text, (mean, row), (0, 5), textcoords="offset points", **style)
-    label_axes(axes, "NLL difference (nats): lower is better", "")
-    axes.set_yticks(rows, [broken(run, 36) for run in runs])
+    canvas.label_axes(axes, "NLL difference (nats): lower is better", "")
+    axes.set_yticks(rows, [canvas.broken(run, 36) for run in runs])
     axes.set_ylim(len(runs) - 0.5, -0.8)
     axes.margins(x=0.1)
     return figure
@@ -383,12 +345,12 @@ def importance_weights(runs):
         "Means over images. Grey: all weights equal, as if q(z | x) were the posterior. Dashed: the jackknife of L_k, "
         "no bound. Where it leaves L_k, more samples would raise L_k: by more than that, where few are effective."
     )
-    figure = new_figure("Importance weights of k samples", caption, 8)
+    figure = canvas.new_figure("Importance weights of k samples", caption, 8)
     panels = figure.subplots(3)
     for i, (run, arrays) in enumerate(runs.items()):
         k, ess, largest = (arrays[name] for name in ("weight_k", "effective_sample_size", "largest_weight"))
         last = f"{ess[-1]:.3g} effective samples, largest weight {largest[-1]:.2f} at k = {k[-1]}"
-        label = legend_label(run, last)
+        label = canvas.legend_label(run, last)
         style = {"color": PALETTE[i % 10], "marker": "o", "markersize": 4}
         for axes, measure, equal in zip(panels[:2], (ess, largest), (k, 1 / k), strict=True):
             axes.plot(k, equal, color="0.7", linewidth=1.6)
@@ -398,8 +360,8 @@ def importance_weights(runs):
     names = {"effective sample size": "log", "largest normalized weight": "log", "L_k (nats)": "linear"}
     for axes, (name, scale) in zip(panels, names.items(), strict=True):
         axes.set(xscale="log", yscale=scale)
-        label_axes(axes, "samples k", name)
-    legend_above(panels[0])
+        canvas.label_axes(axes, "samples k", name)
+    canvas.legend_above(panels[0])
     return figure
 
 
@@ -412,10 +374,9 @@ def gradient_snr(runs):
     title, ylabel = "Signal-to-noise ratio of the gradient", "length of mean / root of variance"
     how = "Medians over images, with the notches of a box plot: medians whose bars do not overlap differ."
     figure, panels = _gradient_panels(runs, title, ylabel, how)
-    for row, arrays in zip(panels, runs.values(), strict=True):
-        for part, axes in enumerate(row):
-            ratio, *ends = (arrays[f"gradient_snr{end}"][:, part] for end in ("", "_low", "_high"))
-            _estimator_lines(axes, arrays, ratio, reach=np.abs(ends - ratio))
+    for axes, arrays, part in panels:
+        ratio, *ends = (arrays[f"gradient_snr{end}"][:, part] for end in ("", "_low", "_high"))
+        _estimator_lines(axes, arrays, ratio, reach=np.abs(ends - ratio))
     return figure
 
 
@@ -427,9 +388,8 @@ def gradient_variance(runs):
     """
     ylabel = "variance, summed over parameters"
     figure, panels = _gradient_panels(runs, "Variance of the gradient", ylabel, "Medians over images.")
-    for row, arrays in zip(panels, runs.values(), strict=True):
-        for axes, values in zip(row, arrays["gradient_variance"].swapaxes(0, 1), strict=True):
-            _estimator_lines(axes, arrays, values)
+    for axes, arrays, part in panels:
+        _estimator_lines(axes, arrays, arrays["gradient_variance"][:, part])
     return figure
 
 
@@ -442,11 +402,11 @@ def gradient_bias(runs):
     title = "Bias of gradients without a score term: the unbiased scatter about 0"
     ylabel = "squared bias / squared length of the right mean"
     figure, panels = _gradient_panels(runs, title, ylabel, "Sums over images; lines within 0.01 are one.", ("encoder",))
-    for (axes,), arrays in zip(panels, runs.values(), strict=True):
+    for axes, arrays, part in panels:
         axes.set_yscale("linear")
         axes.axhline(0, color="0.7")
         shown = arrays["target"] != np.arange(len(arrays["target"]))
-        _estimator_lines(axes, arrays, np.where(shown[:, None], arrays["gradient_squared_bias"][:, 0], np.nan), 0.01)
+        _estimator_lines(axes, arrays, np.where(shown[:, None], arrays["gradient_squared_bias"][:, part], np.nan), 0.01)
     return figure
 
 
@@ -457,34 +417,35 @@ def step_cost(runs):
     """
     k = next(iter(runs.values()))["step_k"]
     caption = f"Least of ten measurements in turns, of the compiled program that trains, k = {k}, on this machine."
-    figure = new_figure("Cost of a training step", caption, 0.8 + 3.6 * len(runs))
+    figure = canvas.new_figure("Cost of a training step", caption, 0.8 + 3.6 * len(runs))
     panels = figure.subplots(len(runs), squeeze=False)[:, 0]
     for axes, (run, arrays) in zip(panels, runs.items(), strict=True):
         bars = axes.barh(arrays["label"], arrays["step_milliseconds"], color=PALETTE[0])
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=SMALL)
         axes.invert_yaxis()
-        label_axes(axes, "milliseconds per step", "")
-        name_panel(axes, run, 1)
+        canvas.label_axes(axes, "milliseconds per step", "")
+        canvas.name_panel(axes, run, 1)
     return figure
 
 
 def _gradient_panels(runs, title, ylabel, how, parts=("encoder", "decoder")):
-    """A Figure of measures against k and its panels [run, part], logarithmic axes."""
-    arrays = next(iter(runs.values()))
+    """A Figure of measures against k, logarithmic axes, and its (panel, arrays of the run, index of the part)."""
+    arrays, shown = next(iter(runs.values())), []
     caption = f"{arrays['replicates']} gradients of each of {arrays['gradient_images']} images. {how} "
     caption += "Dashed: without a score term, in the colour of the row whose mean it should have. Equal lines are one."
-    figure = new_figure(title, caption, 0.7 + 4.4 * len(runs))
+    figure = canvas.new_figure(title, caption, 0.7 + 4.4 * len(runs))
     panels = figure.subplots(len(runs), len(parts), squeeze=False)
     for row, (run, arrays) in zip(panels, runs.items(), strict=True):
-        for axes, part in zip(row, parts, strict=True):
+        for i, (axes, part) in enumerate(zip(row, parts, strict=True)):
             axes.set(xscale="log", yscale="log")
             axes.set_xticks(arrays["gradient_k"], arrays["gradient_k"])
             axes.minorticks_off()
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
-            label_axes(axes, "samples k", ylabel)
-            name_panel(axes, run, 2, part)
-    return figure, panels
+            canvas.label_axes(axes, "samples k", ylabel)
+            canvas.name_panel(axes, run, 2, part)
+            shown.append((axes, arrays, i))
+    return figure, shown
 
 
 def _estimator_lines(axes, arrays, values, same_within=0.0, reach=None):
@@ -497,6 +458,8 @@ def _estimator_lines(axes, arrays, values, same_within=0.0, reach=None):
     for i in np.flatnonzero(np.isfinite(values).all(axis=1)):
         same = next((j for j in lines if np.allclose(values[j], values[i], 1e-3, same_within)), i)
         lines.setdefault(same, []).append(arrays["label"][i])
+    if not lines:
+        return
     for i in lines:
         style = "-" if arrays["target"][i] == i else (0, (4, 2))
         bars = {"elinewidth": 0.8, "yerr": None if reach is None else reach[:, i]}
@@ -527,7 +490,7 @@ def in_training(plot):
 
     def frames(runs):
         figures = []
-        for epoch in common_epochs(runs):
+        for epoch in plotting_posterior.common_epochs(runs):
             then = {}
             for run, arrays in runs.items():
                 at = arrays["snapshot_epoch"].tolist().index(epoch)
@@ -546,24 +509,24 @@ PLOTS = {
         reconstructions,
         interpolation,
         prior_samples,
-        posterior_side_by_side,
-        posterior_of_one_input,
-        manifold,
-        aggregate_over_training,
+        plotting_posterior.posterior_side_by_side,
+        plotting_posterior.posterior_of_one_input,
+        plotting_posterior.manifold,
+        plotting_posterior.aggregate_over_training,
         posterior_scatter,
-        posterior_samples,
+        plotting_posterior.posterior_samples,
         active_units,
         unit_kl,
         weights,
-        bound_against_k,
-        log_weights,
+        plotting_posterior.bound_against_k,
+        plotting_posterior.log_weights,
         log_likelihoods,
     )
 }
 
 ANIMATIONS = {
     "prior_samples_in_training": in_training(prior_samples),
-    "posterior_in_training": in_training(posterior_side_by_side),
+    "posterior_in_training": in_training(plotting_posterior.posterior_side_by_side),
 }
 
 # The array without which a plot has nothing to show: nets of two latent units have grids, some runs have snapshots.
@@ -578,7 +541,7 @@ def applicable(plots, runs):
     def drawn(name):
         needed = NEEDS.get(name, "")
         there = not needed or all(needed in arrays for arrays in runs.values())
-        return there and (not needed.startswith("snapshot") or common_epochs(runs))
+        return there and (not needed.startswith("snapshot") or plotting_posterior.common_epochs(runs))
 
     return {name: plot for name, plot in plots.items() if drawn(name)}
 

@@ -4,31 +4,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from scipy.special import logsumexp
 
-from canvas import (
-    IMAGE_STYLE,
-    PALETTE,
-    SMALL,
-    TEXT,
-    WIDTH,
-    cell_height,
-    class_legend,
-    classes_of,
-    columns_of,
-    draw_tiles,
-    image_shape_of,
-    label_axes,
-    legend_above,
-    legend_label,
-    name_panel,
-    name_row,
-    new_figure,
-    number,
-    panels_of,
-    projection_names,
-    scatter_classes,
-    split_of,
-)
+import canvas
+from canvas import IMAGE_STYLE, PALETTE, SMALL, TEXT, WIDTH
 
 RINGS = (0.5, 0.95)  # shares of the prior
 TRUE, OTHER = PALETTE[0], PALETTE[4]  # the lines of the true posterior, and of what stands for it
@@ -52,21 +31,22 @@ def posterior_of_one_input(runs):
         "on one scale in a row. Dots: samples. KL(· ‖ p) in nats, of a whole density; the square holds the share named."
     )
     title = "The posterior of a single image, and what k samples of q make of it"
-    figure = new_figure(title, caption, 1 + 2.25 * len(rows))
+    figure = canvas.new_figure(title, caption, 1 + 2.25 * len(rows))
     widths = [0.6] + [1] * len(names)
     panels = figure.subplots(len(rows), 1 + len(names), squeeze=False, width_ratios=widths)
     for (image, *others), (run, arrays, i) in zip(panels, rows, strict=True):
-        _thumbnail(image, arrays["grid_x"][i], image_shape_of(runs))
+        _thumbnail(image, arrays["grid_x"][i], canvas.image_shape_of(runs))
         share = f"KL above {arrays['grid_share'][i]:.0%}" if arrays["grid_share"][i] < 1 else "the largest KL"
-        text = f"{split_of(runs)} image {arrays['grid_index'][i]}\n{share}\nof {arrays['grid_candidates']} images"
-        image.set_title(text, loc="left", fontsize=SMALL)
+        which = f"{canvas.split_of(runs)} image {arrays['grid_index'][i]}"
+        image.set_title(f"{which}\n{share}\nof {arrays['grid_candidates']} images", loc="left", fontsize=SMALL)
         for j, axes in enumerate(others):
             _density(axes, arrays, i, j)
             axes.scatter(*arrays["grid_samples"][i, j].T, s=1.5, color="black", alpha=0.5, linewidths=0)
             axes.tick_params(labelleft=j == 0)
         kls = ["", *(f"{_kl(nats)}, " for nats in arrays["grid_kl"][i, 1:])]
         measures = zip(names, kls, arrays["grid_held"][i], strict=True)
-        name_row(others, run if i == shown[0] else "", [f"{name}\n{kl}{held:.0%} held" for name, kl, held in measures])
+        titles = [f"{name}\n{kl}{held:.0%} held" for name, kl, held in measures]
+        canvas.name_row(others, run if i == shown[0] else "", titles)
     return figure
 
 
@@ -83,13 +63,13 @@ def posterior_side_by_side(runs):
         "that hold 50 % and 95 % of each, as far as the square reaches. Every panel has a square of its own. "
         "KL(q ‖ p) in nats, of the whole of q, of which the square holds the share named."
     )
-    figure = new_figure(f"Posteriors of the same {split_of(runs)} images", caption, 1.8 + 1.9 * len(runs))
+    figure = canvas.new_figure(f"Posteriors of the same {canvas.split_of(runs)} images", caption, 1.8 + 1.9 * len(runs))
     panels = figure.subplots(1 + len(runs), count, squeeze=False, height_ratios=[0.55] + [1] * len(runs))
     for axes, image in zip(panels[0], first["grid_x"], strict=False):
-        _thumbnail(axes, image, image_shape_of(runs))
+        _thumbnail(axes, image, canvas.image_shape_of(runs))
     for row, (run, arrays) in zip(panels[1:], runs.items(), strict=True):
         measures = zip(arrays["grid_kl"][:count, 1], arrays["grid_held"][:count, 1], strict=True)
-        name_row(row, run, [f"{_kl(kl)}, {held:.0%} of q" for kl, held in measures])
+        canvas.name_row(row, run, [f"{_kl(kl)}, {held:.0%} of q" for kl, held in measures])
         for i, axes in enumerate(row):
             _density(axes, arrays, i, 0)
             _contours(axes, arrays, i, 1, colors=OTHER, linewidths=1.4)
@@ -101,27 +81,27 @@ def aggregate_over_training(runs):
 
     Reads split, snapshot_epoch [e], snapshot_posterior_samples [e, s, 2], labels [n]: the first s are shown.
     """
-    epochs, classes = common_epochs(runs), classes_of(runs)
+    epochs, classes = common_epochs(runs), canvas.classes_of(runs)
     epochs = epochs[:-2][:1] + epochs[-2:]  # the first and the last two
     samples = {run: arrays["snapshot_posterior_samples"] for run, arrays in runs.items()}
     count = len(next(iter(samples.values()))[0])
-    caption = f"One sample of q(z | x) for each of {count:,} {split_of(runs)} images. Not the posterior of any single "
-    caption += (
+    caption = (
+        f"One sample of q(z | x) for each of {count:,} {canvas.split_of(runs)} images. Not the posterior of any single "
         "image. Rings: the areas that hold 50 % and 95 % of the prior. One coordinate in a thousand may lie outside."
     )
-    figure = new_figure("Aggregate posterior as the net was trained", caption, 1.1 + 2.8 * len(runs))
+    figure = canvas.new_figure("Aggregate posterior as the net was trained", caption, 1.1 + 2.8 * len(runs))
     panels = figure.subplots(len(runs), len(epochs), squeeze=False, sharex=True, sharey=True)
     reach = max(np.quantile(np.abs(points), 0.999) for points in samples.values())
     for row, (run, arrays) in zip(panels, runs.items(), strict=True):
-        name_row(row, run, [f"epoch {epoch}" for epoch in epochs])
+        canvas.name_row(row, run, [f"epoch {epoch}" for epoch in epochs])
         for axes, epoch in zip(row, epochs, strict=True):
             points = samples[run][list(arrays["snapshot_epoch"]).index(epoch)]
-            scatter_classes(axes, points, arrays["labels"][:count], classes, reach)
+            canvas.scatter_classes(axes, points, arrays["labels"][:count], classes, reach)
             for level in RINGS:
                 radius = np.sqrt(-2 * np.log1p(-level))
                 axes.add_patch(Circle((0, 0), radius, fill=False, edgecolor="black", linewidth=1))
-            label_axes(axes, "latent unit 1", "latent unit 2" if axes is row[0] else "")
-    class_legend(figure, classes, loc="outside right center")
+            canvas.label_axes(axes, "latent unit 1", "latent unit 2" if axes is row[0] else "")
+    canvas.class_legend(figure, classes, loc="outside right center")
     return figure
 
 
@@ -132,17 +112,19 @@ def manifold(runs):
     """
     caption = "Decoder means. Along each axis z goes through quantiles of the prior in equal steps, so that each image "
     caption += "stands for an equal share of it."
-    height = (WIDTH - 0.8) / columns_of(len(runs)) + 0.3
-    figure, panels = panels_of(runs, "What the latent plane decodes to", caption, height)
+    height = (WIDTH - 0.8) / canvas.columns_of(len(runs)) + 0.3
+    figure, panels = canvas.panels_of(runs, "What the latent plane decodes to", caption, height)
     for (axes,), (run, arrays) in zip(panels, runs.items(), strict=True):
-        z, shape = arrays["manifold_z"], image_shape_of(runs)
-        draw_tiles(axes, arrays["manifold"], shape, len(z), **IMAGE_STYLE)
+        z, shape = arrays["manifold_z"], canvas.image_shape_of(runs)
+        canvas.draw_tiles(axes, arrays["manifold"], shape, len(z), **IMAGE_STYLE)
         at = np.unique(np.linspace(0, len(z) - 1, 5).round().astype(int))
-        axes.set_xticks(at + 0.5, [number(z[i], 1) for i in at], fontsize=SMALL)
-        axes.set_yticks((at + 0.5) * cell_height(shape), [number(z[::-1][i], 1) for i in at], fontsize=SMALL)
+        axes.set_xticks(at + 0.5, [canvas.number(z[i], 1) for i in at], fontsize=SMALL)
+        axes.set_yticks(
+            (at + 0.5) * canvas.cell_height(shape), [canvas.number(z[::-1][i], 1) for i in at], fontsize=SMALL
+        )
         axes.set_xlabel("latent unit 1", fontsize=TEXT)
         axes.set_ylabel("latent unit 2", fontsize=TEXT)
-        name_panel(axes, run, len(runs))
+        canvas.name_panel(axes, run, len(runs))
     return figure
 
 
@@ -153,21 +135,21 @@ def bound_against_k(runs):
     """
     first = next(iter(runs.values()))
     caption = (
-        f"Means over {first['bound_images']} {split_of(runs)} images; bands: ± one standard error over images, which "
-        "the runs share. L_1 is the ELBO; L_k rises towards log p(x)."
+        f"Means over {first['bound_images']} {canvas.split_of(runs)} images; bands: ± one standard error over images, "
+        "which the runs share. L_1 is the ELBO; L_k rises towards log p(x)."
     )
-    figure = new_figure("The bound L_k against the number of samples", caption, 4)
+    figure = canvas.new_figure("The bound L_k against the number of samples", caption, 4)
     axes = figure.subplots()
     for i, (run, arrays) in enumerate(runs.items()):
         k, mean, error = (arrays[f"bound_{name}"] for name in ("k", "mean", "standard_error"))
-        label = legend_label(run, f"{number(mean[0])} at k = 1, {number(mean[-1])} at k = {k[-1]}")
+        label = canvas.legend_label(run, f"{canvas.number(mean[0])} at k = 1, {canvas.number(mean[-1])} at k = {k[-1]}")
         axes.plot(k, mean, "o-", color=PALETTE[i % 10], markersize=4, label=label)
         axes.fill_between(k, mean - error, mean + error, color=PALETTE[i % 10], alpha=0.2, linewidth=0)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    label_axes(axes, "samples k", "L_k (nats)")
+    canvas.label_axes(axes, "samples k", "L_k (nats)")
     axes.grid(color="0.92")
-    legend_above(axes)
+    canvas.legend_above(axes)
     return figure
 
 
@@ -184,12 +166,12 @@ def log_weights(runs):
     figure, panels = _image_panels(runs, "Log importance weights of single images", caption, 2.1)
     for row, arrays in zip(panels, runs.values(), strict=True):
         for axes, log_w in zip(row, np.float64(arrays["single_log_w"]), strict=True):
-            mean, log_mean = log_w.mean(), log_w.max() + np.log(np.mean(np.exp(log_w - log_w.max())))
+            mean, log_mean = log_w.mean(), logsumexp(log_w) - np.log(len(log_w))
             low = np.quantile(log_w, 0.005)  # the long tail at the left is cut
             axes.hist(log_w[log_w >= low], bins=60, color=PALETTE[0], alpha=0.75)
             axes.axvline(mean, color="black", linewidth=1.6)
             axes.axvline(log_mean, color="black", linewidth=1.6, linestyle="--")
-            label_axes(axes, f"log w: {number(mean, 1)}, {number(log_mean, 1)}", "")
+            canvas.label_axes(axes, f"log w: {canvas.number(mean, 1)}, {canvas.number(log_mean, 1)}", "")
     return figure
 
 
@@ -214,21 +196,25 @@ def posterior_samples(runs):
             axes.scatter(*q.T, s=5, color=PALETTE[1], alpha=0.5, linewidths=0)
             axes.scatter(*resampled.T, s=5, color=PALETTE[0], alpha=0.7, linewidths=0)
             axes.set(aspect="equal", adjustable="datalim")
-            label_axes(axes, *projection_names(arrays["single_projection"], arrays["single_explained"][i], ""))
+            canvas.label_axes(
+                axes, *canvas.projection_names(arrays["single_projection"], arrays["single_explained"][i], "")
+            )
     return figure
 
 
 def _image_panels(runs, title, caption, height):
     """A Figure and its panels [run, image], of the single images of runs, each named."""
     count = len(next(iter(runs.values()))["single_index"])
-    figure = new_figure(title, caption, 0.7 + height * len(runs))
+    figure = canvas.new_figure(title, caption, 0.7 + height * len(runs))
     panels = figure.subplots(len(runs), count, squeeze=False)
     for row, (run, arrays) in zip(panels, runs.items(), strict=True):
         about = f"of {arrays['single_log_w'].shape[1]:,} samples"
         titles = zip(arrays["single_index"], arrays["single_effective"], strict=True)
-        name_row(row, run, [f"{split_of(runs)} image {index}:\n{n:,.0f} {about} effective" for index, n in titles])
+        canvas.name_row(
+            row, run, [f"{canvas.split_of(runs)} image {index}:\n{n:,.0f} {about} effective" for index, n in titles]
+        )
         for axes, image in zip(row, arrays["single_x"], strict=True):
-            _thumbnail(axes.inset_axes((0.82, 0.78, 0.18, 0.22)), image, image_shape_of(runs))
+            _thumbnail(axes.inset_axes((0.82, 0.78, 0.18, 0.22)), image, canvas.image_shape_of(runs))
     return figure, panels
 
 

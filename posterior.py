@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from evaluation import ACTIVE_THRESHOLD, SAMPLES_AT_ONCE, bounds, map_images, principal_components, shown_images
-from losses import effective_sample_size, gather_samples, group_weights, iwae_bound, normalized_weights, resample
+from losses import effective_sample_size, gather_samples, group_weights, miwae, normalized_weights, resample
 from models import load_weights, split_seed
 from run_folder import reading_file
 
@@ -125,13 +125,11 @@ def boxes_of_most(log_p, cells):
 
     log_p: [side, side, n]; cells: [side, side, n, 2].
     """
-    edge, corners = cells[0, 1, :, :1] - cells[0, 0, :, :1], []
-    for i in range(log_p.shape[-1]):
-        mass, places = np.exp(log_p[..., i] - log_p[..., i].max()).ravel(), cells[:, :, i].reshape(-1, 2)
-        order = np.argsort(-mass)
-        held = places[order[: np.searchsorted(np.cumsum(mass[order]), MASS * mass.sum()) + 1]]
-        corners.append([held.min(axis=0), held.max(axis=0)])
-    return np.swapaxes(corners, 0, 1) + np.array([-1, 1])[:, None, None] * edge
+    flat = (log_p - logsumexp(log_p, axis=(0, 1))).reshape(-1, log_p.shape[-1])
+    held = (flat >= contour_levels(flat, np.exp(flat), (MASS,)).T).reshape(*log_p.shape, 1)
+    corners = [np.min(cells, (0, 1), where=held, initial=np.inf), np.max(cells, (0, 1), where=held, initial=-np.inf)]
+    edge = cells[0, 1, :, :1] - cells[0, 0, :, :1]
+    return np.stack(corners) + np.array([-1, 1])[:, None, None] * edge
 
 
 def half_of(corners):
@@ -162,14 +160,14 @@ def shown_squares(model, x):
     return centre, half, log_outside + 2 * math.log(2 * WIDE / WIDE_SIDE)
 
 
-def contour_levels(log_density, weights):
-    """Log densities [n, LEVELS] above which LEVELS of a distribution lie.
+def contour_levels(log_density, weights, levels=LEVELS):
+    """Log densities [n, levels] above which such shares of a distribution lie.
 
     log_density, weights: [samples, n], of weighted samples or of all cells of a grid.
     """
     order = np.argsort(-log_density, axis=0)
     falling, held = (np.take_along_axis(values, order, axis=0) for values in (log_density, weights))
-    last = [np.sum(np.cumsum(held, axis=0)[:-1] < level, axis=0) for level in LEVELS]
+    last = [np.sum(np.cumsum(held, axis=0)[:-1] < level, axis=0) for level in levels]
     return np.take_along_axis(falling, np.stack(last), axis=0).T
 
 
@@ -244,10 +242,8 @@ def bound_curve(model, x, seed=0):
 
     @tf.function(jit_compile=True)
     def block(images, seed):
-        log_w = importance_samples(model, images, max(BOUND_KS), seed)[1]
-        cut = [log_w[: max(BOUND_KS) // k * k] for k in BOUND_KS]
-        groups = [tf.reshape(part, [k, -1, tf.shape(images)[0]]) for k, part in zip(BOUND_KS, cut, strict=True)]
-        return tf.stack([tf.reduce_mean(iwae_bound(group), axis=0) for group in groups], axis=1)
+        log_w, most = importance_samples(model, images, max(BOUND_KS), seed)[1], max(BOUND_KS)
+        return tf.stack([miwae(log_w[: most // k * k], groups=most // k).bound for k in BOUND_KS], axis=1)
 
     return map_images(block, x, seed, size=20).T
 

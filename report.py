@@ -1,16 +1,20 @@
-"""Tables in Markdown, without TensorFlow: runs side by side, and the paper's beside what is in pretrained/."""
+"""Tables in Markdown, without TensorFlow: runs compared, and the paper's beside what is in pretrained/; their figures.
+
+`results`, where nothing else is said, are all that is there: see `runs.read_released`.
+"""
 
 import itertools
 import math
 import re
+import sys
 from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
 
 from command_line import leave
-from run_folder import read_log, whole_file, write_text
-from runs import GENERATOR, RELEASED, read_released
+from run_folder import lock, read_log, whole_file, write_text
+from runs import GENERATOR, RELEASED, draw, read_arrays, read_released, read_results
 
 README = Path(__file__).resolve().with_name("README.md")
 
@@ -60,7 +64,7 @@ BY_SCHEDULE = [(f"{cell}__epochs121__seed0", f"{cell}_fast__seed{seed}") for cel
 
 
 def seeds(results, name, evaluation=""):
-    """The released results of a named run, {seed: results}. results: see `runs.read_released`."""
+    """The released results of a named run, {seed: results}."""
     found = [re.fullmatch(rf"{name}__seed(\d+)/?{evaluation}", folder) for folder in results]
     return {int(match[1]): results[match[0]] for match in found if match}
 
@@ -103,10 +107,7 @@ def minutes(results):
 
 
 def table_1(results):
-    """Burda et al. 2016, Table 1, and `dreg`: a row per cell.
-
-    results: see `runs.read_released`.
-    """
+    """Burda et al. 2016, Table 1, and `dreg`: a row per cell."""
     header = ["`python experiments.py`", "NLL", "paper", "active units", "paper", "difference", "best published"]
     header += ["seeds", "NLL, training images", "NLL, active units alone", "training"]
     rows = []
@@ -135,10 +136,7 @@ def paired_by_seed(first, other):
 
 
 def objectives_table(results):
-    """What an objective is worth: cells of Table 1 paired, of each seed of both, and the paper's: a row per net.
-
-    results: as in `table_1`.
-    """
+    """What an objective is worth: cells of Table 1 paired, of each seed of both, and the paper's: a row per net."""
     rows = []
     for layers, k in itertools.product((1, 2), (5, 50)):
         vae, iwae, dreg = (seeds(results, f"{name}_l{layers}_k{k}_fast") for name in ("vae", "iwae", "dreg"))
@@ -149,7 +147,7 @@ def objectives_table(results):
 
 
 def table_2(results):
-    """Burda et al. 2016, Table 2: nets before and after the objective is switched. results: as in `table_1`."""
+    """Burda et al. 2016, Table 2: nets before and after the objective is switched."""
     header = ["`python experiments.py`", *("NLL", "paper", "active units", "paper"), "switched: NLL", "paper"]
     header += ["active units", "paper", "training"]
     rows = []
@@ -167,10 +165,7 @@ def command(run):
 
 
 def passes_table(results):
-    """The cell LENGTHS by fewer and more passes than its schedule has, each paired with that: a row each.
-
-    results: see `runs.read_released`.
-    """
+    """The cell LENGTHS by fewer and more passes than its schedule has, each paired with that: a row each."""
     whole = results[f"{LENGTHS}__seed0"]
     found = {run: r for run, r in results.items() if re.fullmatch(rf"{LENGTHS}(__epochs\d+)?__seed0", run)}
     rows = [
@@ -181,7 +176,7 @@ def passes_table(results):
 
 
 def schedules_table(results):
-    """The pairs BY_SCHEDULE: a row for each. results: see `runs.read_released`."""
+    """The pairs BY_SCHEDULE: a row for each."""
     rows = []
     for pair in BY_SCHEDULE:
         both = {run: results[run] for run in pair}
@@ -222,10 +217,7 @@ def schedules_figure(logs, nlls):
 
 
 def minutes_figure(results):
-    """A Figure of the NLL of each net of Table 1, seed 0, against the minutes of its training: a panel for each depth.
-
-    results: see `runs.read_released`.
-    """
+    """A Figure of the NLL of each net of Table 1, seed 0, against its minutes of training: a panel for each depth."""
     from canvas import PALETTE, SMALL, label_axes, new_figure
 
     caption = "NLL: -L_5000 on the test images; beside it k. Filled: `fast`, of 130 passes if none are given; hollow: "
@@ -331,6 +323,27 @@ def comparison_table(results):
         measured = [nll([r]), f"{r['elbo']:.2f}", active, paired(first, r), training]
         rows.append([run, r["objective"], str(r["k"]), *measured])
     return f"{markdown_table(header, rows)}\n\n{title}"
+
+
+def compare(runs):
+    """Print runs of one data set side by side, and write comparison.md and its figures beside their folders."""
+    from plotting import COMPARISONS, DIAGNOSTICS, PLOTS
+
+    place = runs[0].folder.parent
+    try:
+        table = comparison_table({run.label.partition("/")[2]: read_results(run.results) for run in runs})
+    except ValueError as error:
+        sys.exit(f"experiments.py: {error}")
+    text = f"# Runs on {place.name}\n\n{table}\n"
+    print(f"\n{table}\n")
+    with lock(place, inside=[".", "comparison"], wait=True):
+        for file, plots in (("arrays.npz", COMPARISONS | PLOTS), ("diagnostics.npz", DIAGNOSTICS)):
+            paths = {run.label: run.results / "figures" / file for run in runs}
+            if all(path.exists() for path in paths.values()):
+                made = draw({label: read_arrays(path) for label, path in paths.items()}, place / "comparison", plots)
+                text += "".join(f"\n![{Path(name).stem.replace('_', ' ')}](comparison/{name})\n" for name in made)
+        write_text(place / "comparison.md", text)
+    print(f"comparison: {place}/comparison.md")
 
 
 def markdown_table(header, rows):

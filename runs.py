@@ -1,4 +1,4 @@
-"""What is done with a run: its data, its folder, training, evaluation, figures, the comparison with others."""
+"""What is done with a run: its data, its folder, training, evaluation, figures."""
 
 import contextlib
 import functools
@@ -298,7 +298,7 @@ def plot_run(run):
     arrays["extreme_x_mean"] = x_mean[[*order[:EXTREMES], *order[-EXTREMES:]]]
     with whole_file(place / "figures" / "arrays.npz") as partial:
         np.savez_compressed(partial, **arrays)
-    draw({run.label: arrays}, place / "figures", PLOTS, ANIMATIONS)
+    draw({run.label: arrays}, place / "figures", PLOTS | ANIMATIONS)
 
 
 def diagnose_run(run, others):
@@ -328,41 +328,20 @@ def diagnose_run(run, others):
     draw({run.label: arrays}, place / "figures", DIAGNOSTICS)
 
 
-def draw(runs, folder, plots, animations=()):
-    """Save every plot and animation of the tables that the runs {label: arrays} have arrays for; the files' names."""
+def draw(runs, folder, plots):
+    """Save what the runs {label: arrays} have arrays for of a table of plots and animations; the files' names."""
     from canvas import save_animation, save_figure
     from plotting import applicable
 
     made = []
-    for table, ending, save in ((plots, "png", save_figure), (dict(animations), "gif", save_animation)):
-        for name, plot in applicable(table, runs).items():
-            with whole_file(folder / f"{name}.{ending}") as partial:
-                save(plot(runs), partial)
-            made.append(f"{name}.{ending}")
+    for name, plot in applicable(plots, runs).items():
+        drawn = plot(runs)
+        ending, save = ("gif", save_animation) if isinstance(drawn, list) else ("png", save_figure)
+        made.append(f"{name}.{ending}")
+        with whole_file(folder / made[-1]) as partial:
+            save(drawn, partial)
     print(f"figures: {folder}/")
     return made
-
-
-def compare(runs):
-    """Print runs of one data set side by side, and write comparison.md and its figures beside their folders."""
-    from plotting import COMPARISONS, DIAGNOSTICS, PLOTS
-    from report import comparison_table
-
-    place = runs[0].folder.parent
-    try:
-        table = comparison_table({run.label.partition("/")[2]: read_results(run.results) for run in runs})
-    except ValueError as error:
-        sys.exit(f"experiments.py: {error}")
-    text = f"# Runs on {place.name}\n\n{table}\n"
-    print(f"\n{table}\n")
-    with lock(place, inside=[".", "comparison"], wait=True):
-        for file, plots in (("arrays.npz", COMPARISONS | PLOTS), ("diagnostics.npz", DIAGNOSTICS)):
-            paths = {run.label: run.results / "figures" / file for run in runs}
-            if all(path.exists() for path in paths.values()):
-                made = draw({label: read_arrays(path) for label, path in paths.items()}, place / "comparison", plots)
-                text += "".join(f"\n![{Path(name).stem.replace('_', ' ')}](comparison/{name})\n" for name in made)
-        write_text(place / "comparison.md", text)
-    print(f"comparison: {place}/comparison.md")
 
 
 def read_json(place):

@@ -8,8 +8,9 @@ A fifth of an epoch, all that is done around it, and a checkpoint take turns; fi
 import argparse
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -23,13 +24,6 @@ from run_folder import SECONDS_BETWEEN_CHECKPOINTS
 from runs import load_data
 from schedules import epoch_inputs, plan_epochs
 from training import STRETCHES_PER_EPOCH, Progress, compile_stretches, resume, run_stretch
-
-
-def seconds(function, number):
-    """How long a call takes."""
-    start = time.perf_counter()
-    function(number)
-    return time.perf_counter() - start
 
 
 def main():
@@ -50,7 +44,10 @@ def main():
             "checks": lambda _: run_stretch(lambda *_: 0.0, inputs, Progress(), variables, bar),  # all but the steps
             "saved": lambda number: checkpoints.save(f"{number:05d}-0"),
         }
-        rounds = [{name: seconds(way, number) for name, way in ways.items()} for number in range(options.repetitions)]
+        rounds = [
+            {name: timeit(partial(way, number), number=1) for name, way in ways.items()}
+            for number in range(options.repetitions)
+        ]
     bare, checks, saved = (np.median([each[name] for each in rounds[1:]]) for name in ways)  # the first compiles
     print(f"checks: {1000 * checks:.1f} ms of {bare:.2f} s: {checks / bare:.2%}")
     share = saved / SECONDS_BETWEEN_CHECKPOINTS

@@ -18,10 +18,10 @@ sys.path.insert(0, str(HERE.parent))
 import numpy as np
 
 import experiments
-from datasets_download import load_dataset
+from datasets_download import grey, load_dataset
 from report import markdown_table, paired, rewritten
 from run_folder import whole_file, write_text
-from runs import grey, read_results
+from runs import read_results
 
 PAGE = HERE / "recipes.md"
 HELD_OUT = 10_000

@@ -213,8 +213,12 @@ def main():
     if options.json:
         medians = {f"{net}_k{k}": round(times["ours", net, k], 4) for net, k in CELLS}
         Path(options.json).write_text(json.dumps(medians, indent=2) + "\n")
-    if options.quick:
-        return
+    if not options.quick:
+        write_page(images, references, times, peak, table)
+
+
+def write_page(images, references, times, peak, table):
+    """Write README.md and the figure: what main() has measured, and likelihoods and a start besides."""
     save_figure(curve_figure(times), HERE / "time_per_step.png")
     likelihoods = likelihood_seconds(images[:1000], references, rounds=5)
     imported, compiled, step = start_up()

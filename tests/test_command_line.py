@@ -110,6 +110,11 @@ def test_value(field, text, value):
     assert parsed(f"--{field}={text}") == (names, overrides, alone)
 
 
+def test_a_value_too_deep_for_python_is_a_text():
+    deep = "-" * 3000 + "1"
+    assert parsed(f"--k={deep}")[1] == {"k": deep}
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_is_an_option_and_a_default_survives_it(field):
     value = getattr(PARAMETERS, field)
@@ -233,7 +238,7 @@ BAD = {
     "plot": ("True or False", [1, 0, "yes", None]),
     "diagnose": ("True or False", [1, 0, "yes", None]),
     "strategy": ("one of auto, none, mirrored, multi_worker", ["gpu", None, 2]),
-    "results_dir": ("a folder", [None, 3, Path("results")]),
+    "results_dir": ("a folder", [None, 3, Path("results"), "~nobody_at_all/x"]),
     "datasets_dir": ("None or a folder", [3, True, Path("datasets")]),
 }
 EDGES = {
@@ -360,7 +365,7 @@ def test_nearest_legal_value_is_offered(field, word, near):
 
 def test_what_is_inconsistent_is_told_beside_what_is_illegal():
     found = problems(replace(BASE, batch=0, objective="ciwae", latent_units=(1, 2), epochs="x", groups=3, k="2"))
-    fields = ["k", "epochs", "batch", "latent_units", "beta", "groups"]
+    fields = ["epochs", "k", "batch", "latent_units", "beta", "groups"]
     assert [line.split(" = ")[0] for line in found] == fields
 
 

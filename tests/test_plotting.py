@@ -504,6 +504,8 @@ def test_bias_is_drawn_for_estimators_that_have_another_target():
     drawn = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 4]
     assert np.array_equal(drawn, arrays["gradient_squared_bias"][[2, 3, 5, 7], 0])
     assert axes.get_yscale() == "linear"  # below 0, too
+    (axes,) = DIAGNOSTICS["gradient_bias"]({"iwae": arrays | {"target": np.arange(len(LABELS))}}).axes
+    assert not [line for line in axes.lines if len(line.get_xdata()) == 4]  # where all are their own targets
 
 
 @each_number
