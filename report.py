@@ -147,14 +147,16 @@ def objectives_table(results):
 
 
 def table_2(results):
-    """Burda et al. 2016, Table 2: nets before and after the objective is switched."""
-    header = ["`python experiments.py`", *("NLL", "paper", "active units", "paper"), "switched: NLL", "paper"]
-    header += ["active units", "paper", "training"]
+    """Burda et al. 2016, Table 2: nets before and after the objective is switched, and less those not switched."""
+    header = ["`python experiments.py`", *("NLL", "paper", "active units", "paper"), "then: NLL", "paper"]
+    header += ["active units", "paper", "less not switched", "training"]
     rows = []
     for name, (first, _, *then) in SWITCHED.items():
         before, after = seeds(results, f"{first}_fast"), seeds(results, f"{name}_fast")
+        last = name.split("_")[-1]
+        same = "" if name == f"{last}_to_{last}" else paired_by_seed(seeds(results, f"{last}_to_{last}_fast"), after)
         before, after = [r for seed, r in before.items() if seed in (after or before)], after.values()
-        rows.append([f"`{name}_fast`", *shown(before, PAPER[first]), *shown(after, then), minutes(after)])
+        rows.append([f"`{name}_fast`", *shown(before, PAPER[first]), *shown(after, then), same, minutes(after)])
     return markdown_table(header, rows)
 
 
