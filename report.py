@@ -222,11 +222,11 @@ def minutes_figure(results):
     """A Figure of the NLL of each net of Table 1, seed 0, against its minutes of training: a panel for each depth."""
     from canvas import PALETTE, SMALL, label_axes, new_figure
 
-    caption = "NLL: -L_5000 on the test images; beside it k. Filled: `fast`, of 130 passes if none are given; hollow: "
+    caption = "NLL: -L_5000 on the test images, seed 0; beside it k. Filled: `fast`, of 130 passes if none are given; "
     caption += (
-        "the paper's schedule, cut off. Dotted: the paper's NLL with k = 50, after 3280 passes. Machines differed "
+        "hollow: the paper's schedule, cut off. Dotted: the paper's NLL with k = 50, after 3280 passes. Machines "
     )
-    caption += "by a factor of two, and now and then had other work."
+    caption += "differed by a factor of two, and now and then had other work."
     figure = new_figure("NLL by minutes of training on two cores", caption, 4.6)
     styles = {"vae": (PALETTE[0], (0, 5), "center"), "iwae": (PALETTE[1], (5, -3), "left")}
     styles["dreg"] = PALETTE[2], (0, -12), "center"
@@ -250,6 +250,18 @@ def minutes_figure(results):
     return figure
 
 
+def check_evaluations(results):
+    """Leave where one of them is not what EVALUATIONS says of its folder, or not of the same images as the others."""
+    wrong, images = [], {}
+    for run, r in results.items():
+        name, _, place = run.partition("/")
+        asked = {"dataset": "mnist", "k_evaluation": 500 if "_2d_" in name else 5000} | EVALUATIONS.get(place, {})
+        asked["evaluated"] = images.setdefault(place, r["evaluated"])
+        bad = [f"{field} = {r[field]}, must be {value}" for field, value in asked.items() if r[field] != value]
+        wrong += [f"--report: {RELEASED / 'mnist' / run}: {line}: evaluate and release it again" for line in bad]
+    leave(wrong)
+
+
 def write_report(runs_2d):
     """Write the README's tables of the runs in pretrained/, and their curves, again, from what is there alone.
 
@@ -258,6 +270,7 @@ def write_report(runs_2d):
     from canvas import save_figure
 
     results = read_released()
+    check_evaluations(results)
     runs_2d = [f"{name}__seed0" for name in runs_2d]
     by_schedule = list(itertools.chain(*BY_SCHEDULE))
     needed = [*runs_2d, f"{LENGTHS}__seed0", *by_schedule]

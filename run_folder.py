@@ -88,6 +88,14 @@ def reading_file(path, way_out):
     return reading(f"{path} is damaged or missing; what else is there stands. Way out: {way_out}")
 
 
+def weights_digest(folder):
+    """The digest of its weights that the model.weights.h5 of a folder holds; None, if it holds none."""
+    import h5py
+
+    with reading_file(folder / "model.weights.h5", "train again"), h5py.File(folder / "model.weights.h5") as file:
+        return file.attrs.get("digest")
+
+
 def read_log(folder, epochs):
     """The records of the log.jsonl of a training that has ended, a dict for each of its epochs.
 

@@ -15,7 +15,16 @@ import numpy as np
 from command_line import EVALUATION, NOT_IN_NAME, OBJECTIVE_PARAMETERS, leave
 from datasets_download import Dataset, binarize, grey, load_dataset
 from downloads import Unavailable
-from run_folder import check_parameters, digest, lock, read_log, reading_file, whole_file, write_text
+from run_folder import (
+    check_parameters,
+    digest,
+    lock,
+    read_log,
+    reading_file,
+    weights_digest,
+    whole_file,
+    write_text,
+)
 from schedules import plan_epochs
 
 RELEASED = Path(__file__).resolve().parent / "pretrained"
@@ -228,7 +237,8 @@ def evaluate_run(run):
     if same and read_results(run.results):
         print(f"{run.label}: evaluated already")
     else:
-        write_results(run, model, x, {"versions": versions(), "evaluated": digest(x), "evaluation": key})
+        of = {"versions": versions(), "weights": weights_digest(run.folder), "evaluated": digest(x), "evaluation": key}
+        write_results(run, model, x, of)
     (run.results / "evaluation" / f"{key}.npz").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not there, or another evaluation was stopped
         (run.results / "evaluation").rmdir()
@@ -368,11 +378,11 @@ def read_released():
     Each with the generator of random numbers that the run was trained by.
     """
     found, place = {}, RELEASED / "mnist"
-    for folder in sorted(path.parent for path in place.glob("*/parameters.json")):
+    for folder in sorted(path.parent for path in place.glob("*/model.weights.h5")):
         with reading_file(folder / "parameters.json", "take it again from where it was released"):
             generator = json.loads((folder / "parameters.json").read_text()).get("random_numbers", "philox")
-        for path in sorted(folder.rglob("results.json")):
-            found[path.parent.relative_to(place).as_posix()] = read_results(path.parent) | {"generator": generator}
+        for path in (folder, *sorted(path.parent for path in folder.glob("*/results.json"))):
+            found[path.relative_to(place).as_posix()] = read_results(path) | {"generator": generator}
     return found
 
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -34,8 +35,10 @@ assert "tensorflow" not in sys.modules
 
 
 def evaluated(folder, nll, active=(22,), generator=runs.GENERATOR, **fields):
-    """Write what an evaluation of two images leaves, and the training before it."""
+    """Write what an evaluation of two images leaves, and the training before it, its weights empty."""
     folder.mkdir(parents=True, exist_ok=True)
+    if folder.parent.name == "mnist":
+        (folder / "model.weights.h5").touch()
     if folder.parent.name == "mnist" and not (folder / "parameters.json").exists():
         (folder / "parameters.json").write_text(json.dumps({"random_numbers": generator}))
     log_likelihoods = np.float32([-nll - 0.25, -nll + 0.25])
@@ -173,13 +176,31 @@ def test_nll_is_drawn_against_minutes_for_each_depth(made_up, tmp_path):
 
 @pytest.mark.parametrize("run", ["vae_2d_k5__seed0", "dreg_l1_k50_fast__seed0", ALL_BY_SCHEDULE[0]])
 def test_report_needs_the_runs_that_others_are_compared_with(tmp_path, monkeypatch, run):
-    released = shutil.copytree(runs.RELEASED, tmp_path / "pretrained", ignore=shutil.ignore_patterns("*.h5", run))
+    released = shutil.copytree(runs.RELEASED, tmp_path / "pretrained", ignore=shutil.ignore_patterns("snapshots", run))
     for module in (runs, report):
         monkeypatch.setattr(module, "RELEASED", released)
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
     with pytest.raises(SystemExit, match=f"--report: .*{run} is missing"):
         experiments.main(["--report"])
     assert [path.name for path in tmp_path.iterdir()] == ["pretrained"]
+
+
+@pytest.mark.parametrize("field, value", [("k_evaluation", 500), ("units", "active"), ("evaluated", "others")])
+def test_report_refuses_another_evaluation(made_up, tmp_path, field, value):
+    """Else it would stand in a mean, or be paired, with those of other images or of another k."""
+    report.check_evaluations(made_up)
+    evaluated(tmp_path / "mnist" / "iwae_l2_k50_fast__seed0", 82.0, **{field: value})
+    with pytest.raises(SystemExit, match=f"iwae_l2_k50_fast__seed0: {field} = {value}, must be"):
+        report.check_evaluations(runs.read_released())
+
+
+def test_report_reads_no_run_without_its_files(made_up, tmp_path):
+    for name in ("parameters.json", "results.json"):
+        shutil.copytree(tmp_path / "mnist" / "iwae_l1_k5_fast__seed1", tmp_path / "mnist" / "vae_l1_k5_fast__seed1")
+        (tmp_path / "mnist" / "vae_l1_k5_fast__seed1" / name).unlink()
+        with pytest.raises(OSError, match=f"vae_l1_k5_fast__seed1/{name} is damaged or missing"):
+            runs.read_released()
+        shutil.rmtree(tmp_path / "mnist" / "vae_l1_k5_fast__seed1")
 
 
 @pytest.mark.parametrize("mark", ["<!-- report: passes -->", "<!-- end -->"])
@@ -214,9 +235,11 @@ def finished(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RELEASED", tmp_path / "pretrained")
     folder = tmp_path / "elsewhere" / "mnist" / "iwae_l1_k5_fast__seed0"
     for place, fields in EVALUATIONS.items():
-        evaluated(folder / place, 85.0, **fields)
+        evaluated(folder / place, 85.0, weights="ours", **fields)
     others = ("checkpoints/one", "tensorboard/one", "figures/one.png", ".lock")
-    for name in ("model.weights.h5", "snapshots/epoch0001.weights.h5", *others):
+    with h5py.File(folder / "model.weights.h5", "w") as file:
+        file.attrs["digest"] = "ours"
+    for name in ("snapshots/epoch0001.weights.h5", *others):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)
     (folder / "log.jsonl").write_text("".join(json.dumps(LOG[0] | {"epoch": i}) + "\n" for i in range(1, 131)))
@@ -236,7 +259,8 @@ def test_a_finished_run_is_released(finished, evaluations, same):
     for place in list(EVALUATIONS)[evaluations:]:
         shutil.rmtree(finished / place)
     if not same:
-        (finished / "model.weights.h5").write_text("others")
+        with h5py.File(finished / "model.weights.h5", "a") as file:
+            file.attrs["other"] = 1
     release(finished)
     target = runs.RELEASED / "mnist" / finished.name
     files = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
@@ -251,6 +275,11 @@ def test_a_finished_run_is_released(finished, evaluations, same):
     assert len(runs.read_released()) == (3 if same else evaluations)
 
 
+def change(folder, **fields):
+    """Give parameters.json other fields."""
+    (folder / "parameters.json").write_text(json.dumps(json.loads((folder / "parameters.json").read_text()) | fields))
+
+
 @pytest.mark.parametrize(
     "damage, told",
     [
@@ -259,6 +288,9 @@ def test_a_finished_run_is_released(finished, evaluations, same):
         (lambda folder: evaluated(folder / "unitsactive", 85.0), "unitsactive: another evaluation than"),
         (lambda folder: evaluated(folder, 85.0, k_evaluation=500), "seed0: another evaluation than .*way out: delete"),
         (lambda folder: evaluated(folder / "unitsactive", 85.0, units="active", seed=1), "another evaluation than"),
+        (lambda folder: evaluated(folder, 85.0, weights="theirs"), "seed0: another evaluation than"),
+        (lambda folder: change(folder, k=50), "by its name another run"),
+        (lambda folder: change(folder, seed=1), "by its name another run"),
         (lambda folder: (folder / "log.jsonl").write_text("{}\n"), "log.jsonl is damaged"),
         (lambda folder: (folder / "parameters.json").write_text("{}"), "parameters.json is damaged"),
         (lambda folder: (folder / LIKELIHOODS).unlink(), "log_likelihoods.npy is damaged or missing"),
