@@ -250,8 +250,8 @@ that for the same matrices, and {last_product / peak:.0%} for the decoder's last
 {shares}.
 (JAX had {fair} where the goals for our step were set.)
 
-- From k = 50 to 500 a step's time grows by a factor of {growth} (one layer, two); from one k of the figure to the next
-  by {steepest} times the ratio of the two, at most.
+- From k = 50 to 500 a step's time grows by a factor of {growth} (one layer, two); from one k of the figure to the
+  next by {steepest} times the ratio of the two, at most.
 - `backward_samples=8`, k = 50, one layer: {subsampled}.
 - L_500 of 1,000 images, one layer: {", ".join(f"{name} {s:.2f} s" for name, s in likelihoods.items())}.
 - Start: imports {imported:.1f} s; net, compilation, first step {compiled:.1f} s; one step called
