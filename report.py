@@ -223,10 +223,8 @@ def minutes_figure(results):
     from canvas import PALETTE, SMALL, label_axes, new_figure
 
     caption = "NLL: -L_5000 on the test images, seed 0; beside it k. Filled: `fast`, of 130 passes if none are given; "
-    caption += (
-        "hollow: the paper's schedule, cut off. Dotted: the paper's NLL with k = 50, after 3280 passes. Machines "
-    )
-    caption += "differed by a factor of two, and now and then had other work."
+    caption += "hollow: the paper's schedule, cut off. Dotted: the paper's NLL with k = 50, after 3280 passes. "
+    caption += "Machines differed by a factor of two, and now and then had other work."
     figure = new_figure("NLL by minutes of training on two cores", caption, 4.6)
     styles = {"vae": (PALETTE[0], (0, 5), "center"), "iwae": (PALETTE[1], (5, -3), "left")}
     styles["dreg"] = PALETTE[2], (0, -12), "center"
