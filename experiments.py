@@ -31,8 +31,9 @@ from command_line import (
     start_tensorflow,
     unknown,
 )
+from comparison import compare
 from datasets_download import DatasetError, own_binarization
-from report import PAPER, SWITCHED, compare, write_report
+from report import PAPER, SWITCHED, write_report
 from run_folder import lock
 from runs import diagnose_run, evaluate_run, initial_folder, load_data, open_run, plot_run, settings, train_run
 

@@ -18,8 +18,9 @@ sys.path.insert(0, str(HERE.parent))
 import numpy as np
 
 import experiments
+from comparison import markdown_table, paired
 from datasets_download import grey, load_dataset
-from report import markdown_table, paired, rewritten
+from report import rewritten
 from run_folder import whole_file, write_text
 from runs import read_results
 

@@ -27,11 +27,11 @@ import numpy as np
 import tensorflow as tf
 
 from canvas import PALETTE, label_axes, legend_above, new_figure, save_figure
+from comparison import markdown_table
 from evaluation import log_likelihood
 from experiments import NETS, Parameters
 from models import Autoencoder
 from optimizers import build_optimizer
-from report import markdown_table
 from training import compile_stretch
 
 BATCH, FEATURES, IMAGES = 20, 784, 6000

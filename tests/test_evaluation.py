@@ -10,12 +10,12 @@ from scipy.special import logsumexp
 from scipy.stats import kstest
 
 import evaluation
+from comparison import comparison_table, paired_difference
 from evaluation import bounds, figure_arrays, log_likelihood, mean_bound, unit_kl, unit_variances
 from losses import OBJECTIVES, build_objective
 from models import fold_seed, random_normal, tfd
 from plotting import NEEDS, PLOTS, applicable
 from posterior import posterior_arrays
-from report import comparison_table, paired_difference
 
 
 def log_weights(model, x, k, seed):
