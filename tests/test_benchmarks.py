@@ -1,11 +1,15 @@
 """benchmarks/: what is computed and written of the times and runs that are measured there."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 
 import experiments
+from benchmarks import speed
 from benchmarks.recipes import HELD_OUT, PAGE, RECIPES, hold_out, recipe_table
-from benchmarks.speed import CELLS, DEPTHS, products, rate, step_table
+from benchmarks.speed import CELLS, CURVE, DEPTHS, products, rate, step_table
 from datasets_download import Dataset, load_dataset
 from experiments import NETS
 from models import Autoencoder
@@ -77,6 +81,30 @@ def test_step_table_compares_ours_with_each_contender():
     rows = step_table(times, peak=products("l1", 50) / 2e6 * 4, names=["JAX"]).splitlines()
     assert len(rows) == 2 + len(CELLS)
     assert [cell.strip() for cell in rows[4].split("|")] == ["", "1 layer, k = 50", "2.00", "4.00", "0.50", "25%", ""]
+
+
+@pytest.mark.parametrize("options", [[], ["--quick"]])
+def test_speed_writes_what_was_measured(monkeypatch, tmp_path, capsys, options):
+    """The page and the figure, but for --quick; the medians in any case."""
+    times = {("ours", net, k): float(k) for net in DEPTHS for k in CURVE} | {("JAX", *cell): 2.0 for cell in CELLS}
+    times |= {(20, 8): 30.0, (100, None): 200.0, (100, 8): 80.0, "square by XLA": 1000.0, "last product": 2.0}
+    monkeypatch.setattr(speed, "HERE", tmp_path)
+    monkeypatch.setattr(speed, "installed", lambda: {"JAX": None})
+    monkeypatch.setattr(speed, "step_times", lambda images, references, quick: (times, 200.0))
+    monkeypatch.setattr(speed, "likelihood_seconds", lambda *arguments, **keywords: {"ours": 1.5, "JAX": 3.0})
+    monkeypatch.setattr(speed, "start_up", lambda: [5.0, 4.0, 0.003])
+    monkeypatch.setattr(sys, "argv", ["speed.py", *options, "--json", str(tmp_path / "medians.json")])
+    speed.main()
+    assert json.loads((tmp_path / "medians.json").read_text()) == {f"{net}_k{k}": k for net, k in CELLS}
+    written = {path.name for path in tmp_path.iterdir()} - {"medians.json"}
+    if options:
+        assert not written
+        return
+    assert written == {"README.md", "time_per_step.png"}
+    page = " ".join((tmp_path / "README.md").read_text().split())
+    assert "factor of 10.0 and 10.0 (one layer, two); from one k of the figure to the next by 1.00 and 1.00" in page
+    assert "0.60 of a full step at batch 20, 0.40 of a full step at batch 100" in page
+    assert "ours 1.50 s, JAX 3.00 s" in page and "one step called alone then 3.0 ms" in page
 
 
 def test_recipes_are_judged_on_images_that_they_are_not_trained_on(tmp_path):
