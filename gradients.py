@@ -12,7 +12,8 @@ def gradients(model, objective, x, k, seed, backward_samples=None, own=whole):
 
     Three steps: log_w of all k samples, without gradients; the objective's weights, which are constants; the backward
     pass, with z cut from the encoder and re-attached with a weight of its own. (Compiled, the forward pass of the third
-    step is the first one's.) With `backward_samples` = s < k only s samples are differentiated: see `subsample`.
+    step is the first one's.) With `backward_samples` = s < k only s samples are differentiated, and go forward once
+    more: see `subsample`.
 
     objective: a function log_w -> Objective; x: [batch, features]; seed: [2] integers; own: see `over_replicas`.
     Returns bound [batch] in nats, gradients for model.phi + model.theta; of a replica its own part of the bound, and
@@ -24,14 +25,14 @@ def gradients(model, objective, x, k, seed, backward_samples=None, own=whole):
     q = model.encode(x)
     z = model.sample_posterior(q, noise)
     estimate = objective(model.log_joint(x, z) - model.log_q_z_given_x(q, z))
-    bound, *weights = estimate
+    bound, *weights = (part for part in estimate if part is not None)
     two_bounds = isinstance(estimate, TwoBounds)
     if two_bounds and backward_samples is not None:
         raise ValueError(f"backward_samples = {backward_samples}: must be None for an objective of two bounds")
     if backward_samples is not None and backward_samples < k:  # a stage of the schedule may have a smaller k
         uniform = random_uniform([batch], resampling_seed, dtype=noise[0].dtype)
         weights, noise = subsample(weights, noise, backward_samples, own(uniform, 0))
-    decoder, path, score = (tf.stop_gradient(weight) / tf.cast(batch, bound.dtype) for weight in weights)
+    decoder, path, *score = (tf.stop_gradient(weight) / tf.cast(batch, bound.dtype) for weight in weights)
 
     with tf.GradientTape() as encoder_tape:
         q = model.encode(x)
@@ -48,17 +49,17 @@ def gradients(model, objective, x, k, seed, backward_samples=None, own=whole):
         else:  # d_z carries the decoder's weight; where that has underflowed to 0 the path's is 0 as well
             d_z = [tf.math.divide_no_nan(path, decoder)[..., None] * layer for layer in d_z]
         reattached = [tf.reduce_sum(tf.stop_gradient(d) * layer) for d, layer in zip(d_z, z, strict=True)]
-        surrogate = tf.add_n(reattached) + tf.reduce_sum(score * log_q)
+        surrogate = tf.add_n(reattached + [tf.reduce_sum(weight * log_q) for weight in score])
     return bound, encoder_tape.gradient(surrogate, model.phi) + d_theta
 
 
 def subsample(weights, noise, count, uniform):
-    """`count` of k samples, drawn in proportion to the decoder's weights: the three weights and the noise of each.
+    """`count` of k samples, drawn in proportion to the decoder's weights: the weights and the noise of each.
 
-    Unbiased, since every weight is then a ratio to the decoder's. weights: [k, batch] each; noise: [k, batch, units];
-    uniform: [batch] in [0, 1).
+    Unbiased, since every weight is then a ratio to the decoder's. weights: [k, batch] each, the decoder's first; noise:
+    [k, batch, units]; uniform: [batch] in [0, 1).
     """
     chosen = resample(weights[0], count, uniform)
-    decoder, path, score = (gather_samples(weight, chosen) for weight in weights)
-    weights = [tf.ones_like(decoder)] + [tf.math.divide_no_nan(weight, decoder) for weight in (path, score)]
+    decoder, *others = (gather_samples(weight, chosen) for weight in weights)
+    weights = [tf.ones_like(decoder)] + [tf.math.divide_no_nan(weight, decoder) for weight in others]
     return [weight / count for weight in weights], [gather_samples(layer, chosen) for layer in noise]

@@ -103,20 +103,20 @@ def gather_samples(values, indices):
 
 
 class Objective(NamedTuple):
-    """What an estimator makes of ``log_w``: a bound to report and three constant weights that form the gradient.
+    """What an estimator makes of ``log_w``: a bound to report and the constant weights that form the gradient.
 
     With z cut from the encoder, the gradients that `gradients.gradients` gives are
 
         decoder: sum_k decoder * d log_w / d theta
         encoder: sum_k path * (d log_w / d z) (d z / d phi) + score * d log q(z | x) / d phi at fixed z
 
-    bound: [batch], nats; decoder, path, score: [k, batch].
+    bound: [batch], nats; decoder, path, score: [k, batch]. Without a score term (None) its backward pass is not made.
     """
 
     bound: tf.Tensor
     decoder: tf.Tensor
     path: tf.Tensor
-    score: tf.Tensor
+    score: tf.Tensor | None = None
 
 
 class TwoBounds(Objective):
@@ -156,7 +156,7 @@ def stl(log_w):
     Its mean is zero at k = 1 only: for k > 1 the encoder's gradient is biased.
     """
     w = normalized_weights(log_w)
-    return Objective(iwae_bound(log_w), decoder=w, path=w, score=tf.zeros_like(w))
+    return Objective(iwae_bound(log_w), decoder=w, path=w)
 
 
 def dreg(log_w):
@@ -165,7 +165,7 @@ def dreg(log_w):
     Reparameterising sum_k w d log q once more turns it into sum_k (w - w^2) d log_w/dz dz.
     """
     w = normalized_weights(log_w)
-    return Objective(iwae_bound(log_w), decoder=w, path=w**2, score=tf.zeros_like(w))
+    return Objective(iwae_bound(log_w), decoder=w, path=w**2)
 
 
 def rws(log_w):
@@ -183,7 +183,7 @@ def rws_dreg(log_w):
     Reparameterising sum_k w d log q turns it into sum_k (w - w^2) d log_w/dz dz.
     """
     w = normalized_weights(log_w)
-    return Objective(iwae_bound(log_w), decoder=w, path=w - w**2, score=tf.zeros_like(w))
+    return Objective(iwae_bound(log_w), decoder=w, path=w - w**2)
 
 
 def ciwae(log_w, *, beta):
@@ -215,7 +215,7 @@ def miwae_dreg(log_w, *, groups):
     The square of a weight within its group, groups * g, over the number of groups, is groups * g^2.
     """
     bound, g, _, _ = miwae(log_w, groups=groups)
-    return Objective(bound, decoder=g, path=groups * g**2, score=tf.zeros_like(g))
+    return Objective(bound, decoder=g, path=groups * g**2)
 
 
 def piwae(log_w, *, groups):
@@ -246,7 +246,7 @@ def vr_dreg(log_w, *, alpha):
     d v = (1 - alpha) (v - v^2) d log_w, so that sum_k v d log q turns into (1 - alpha) sum_k (v - v^2) d log_w/dz dz.
     """
     bound, v, _, _ = vr(log_w, alpha=alpha)
-    return Objective(bound, decoder=v, path=alpha * v + (1 - alpha) * v**2, score=tf.zeros_like(v))
+    return Objective(bound, decoder=v, path=alpha * v + (1 - alpha) * v**2)
 
 
 OBJECTIVES = {

@@ -9,7 +9,7 @@ import pytest
 import experiments
 from benchmarks import speed
 from benchmarks.recipes import HELD_OUT, PAGE, RECIPES, hold_out, recipe_table
-from benchmarks.speed import CELLS, CURVE, DEPTHS, products, rate, step_table
+from benchmarks.speed import CELLS, CURVE, DEPTHS, products, rate, share_table, step_table
 from datasets_download import Dataset, load_dataset
 from experiments import NETS
 from models import Autoencoder
@@ -76,11 +76,15 @@ def test_products_of_two_layers_count_every_layer_once():
     assert products("l2", 5) == 20 * (encoder + 5 * (upper + decoder))
 
 
-def test_step_table_compares_ours_with_each_contender():
+def test_tables_compare_ours_with_each_contender_and_the_square_products():
     times = {("ours", net, k): 2.0 for net, k in CELLS} | {("JAX", net, k): 4.0 for net, k in CELLS}
-    rows = step_table(times, peak=products("l1", 50) / 2e6 * 4, names=["JAX"]).splitlines()
+    rows = step_table(times, ["JAX"]).splitlines()
     assert len(rows) == 2 + len(CELLS)
-    assert [cell.strip() for cell in rows[4].split("|")] == ["", "1 layer, k = 50", "2.00", "4.00", "0.50", "25%", ""]
+    assert [cell.strip() for cell in rows[4].split("|")] == ["", "1 layer, k = 50", "2.00", "4.00", "0.50", ""]
+    ours = rate("l1", 50, 2.0)
+    rows = share_table(times, {"oneDNN": 4 * ours, "XLA": 2 * ours}, ["JAX"]).splitlines()
+    cells = ["1 layer, k = 50", "25%", "12%", "50%", "25%", "75%", "65%"]
+    assert [cell.strip() for cell in rows[4].split("|")[1:-1]] == cells
 
 
 @pytest.mark.parametrize("options", [[], ["--quick"]])
@@ -102,7 +106,7 @@ def test_speed_writes_what_was_measured(monkeypatch, tmp_path, capsys, options):
         return
     assert written == {"README.md", "time_per_step.png"}
     page = " ".join((tmp_path / "README.md").read_text().split())
-    assert "factor of 10.0 and 10.0 (one layer, two); from one k of the figure to the next by 1.00 and 1.00" in page
+    assert "k = 500 for 50, take 10.0 and 10.0 times as long" in page
     assert "0.60 of a full step at batch 20, 0.40 of a full step at batch 100" in page
     assert "ours 1.50 s, JAX 3.00 s" in page and "one step called alone then 3.0 ms" in page
 

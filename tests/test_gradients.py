@@ -529,7 +529,7 @@ def error_of_wake_sleep(estimator, layers, k):
 # ------------------------------------------------------------------------------------------ subsampled backward pass
 
 
-@pytest.mark.parametrize("name", ["iwae", "dreg"])
+@pytest.mark.parametrize("name", ["vae", "iwae", "dreg"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_subsampled_backward_pass_is_unbiased(name, layers):
     z = subsampling_z(name, layers)
