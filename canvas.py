@@ -85,6 +85,11 @@ def name_row(row, run, titles):
     row[0].annotate(broken(run, 100), (0, 1), (0, 4 + 11 * lines), **style).set_in_layout(False)
 
 
+def line_style(i):
+    """Colour and marker of the i-th line: no two of 30 are alike."""
+    return {"color": PALETTE[i % 10], "marker": "os^"[i // 10 % 3], "markersize": 4}
+
+
 def label_axes(axes, xlabel, ylabel):
     """Axis labels and ticks in the sizes of this file, without the frame's upper and right side."""
     axes.set_xlabel(xlabel, fontsize=TEXT)

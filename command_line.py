@@ -84,7 +84,7 @@ def illegal_values(p):
         *[(name, is_number(value[name], below=BELOW_1), decay) for name in decays],
         *[(name, is_number(value[name], **FLOAT32), factor) for name in factors],
         *[(name, value[name] in tuple(NAMES[name]), f"one of {', '.join(NAMES[name])}") for name in list(NAMES)[1:]],
-        *[(name, isinstance(value[name], bool), "True or False") for name in SWITCHES],
+        *[(name, isinstance(value[name], bool), "True or False; runs stand before the options") for name in SWITCHES],
         *[(name, is_folder(value[name]), "a folder") for name in ("results_dir", "datasets_dir")],
     ]
     return {
@@ -104,8 +104,13 @@ def problems(p):
 def inconsistencies(p, legal):
     """What is wrong between values that are each legal by itself, a line each. legal: a function of fields' names."""
     found = []
-    if legal("dataset") and p.dataset not in DATASETS and (name := Path(p.dataset).stem) in DATASETS:
-        found.append(f"dataset = {p.dataset!r}: the name of a data set's results: rename the file, or --dataset {name}")
+    if legal("dataset") and p.dataset not in DATASETS:
+        name = Path(p.dataset).stem
+        if name in DATASETS:
+            way_out = f"rename the file, or --dataset {name}"
+            found.append(f"dataset = {p.dataset!r}: the name of a data set's results: {way_out}")
+        if name.startswith("_") or "$" in name:  # of which matplotlib would make something else
+            found.append(f"dataset = {p.dataset!r}: a name in figures must not begin with _ or hold $: rename the file")
     if legal("latent_units", "hidden_units") and len(p.latent_units) != len(p.hidden_units):
         found.append(f"latent_units = {p.latent_units}, hidden_units = {p.hidden_units}: must be of equal length")
     for name in filter(partial(legal, "objective"), ("beta", "groups", "alpha")):

@@ -23,7 +23,7 @@ def paired(first, other):
 
 
 def comparison_table(results):
-    """Markdown table of runs evaluated on the same images, each with its paired difference to the first.
+    """Markdown table of runs evaluated on the same images, each with its paired difference to the first; its caption.
 
     results: {run: contents of results.json, with log_likelihoods [n]}. Raises ValueError where they were evaluated
     with different k, on another split or other images: their figures cannot stand side by side.
@@ -43,16 +43,16 @@ def comparison_table(results):
         nll = f"{r['nll']:.2f} ± {r['nll_standard_error']:.2f}"
         measured = [nll, f"{r['elbo']:.2f}", active, paired(first, r), training]
         rows.append([run, r["objective"], str(r["k"]), *measured])
-    return f"{markdown_table(header, rows)}\n\n{title}"
+    return markdown_table(header, rows), title
 
 
 def compare(runs):
     """Print runs of one data set side by side, and write comparison.md and its figures beside their folders."""
     from plotting import COMPARISONS, DIAGNOSTICS, PLOTS
 
-    place = runs[0].folder.parent
+    place, results = runs[0].folder.parent, {run.label: read_results(run.results) for run in runs}
     try:
-        table = comparison_table({run.label.partition("/")[2]: read_results(run.results) for run in runs})
+        table = "\n\n".join(comparison_table({label.partition("/")[2]: r for label, r in results.items()}))
     except ValueError as error:
         sys.exit(f"experiments.py: {error}")
     text = f"# Runs on {place.name}\n\n{table}\n"
@@ -60,11 +60,22 @@ def compare(runs):
     with lock(place, inside=[".", "comparison"], wait=True):
         for file, plots in (("arrays.npz", COMPARISONS | PLOTS), ("diagnostics.npz", DIAGNOSTICS)):
             paths = {run.label: run.results / "figures" / file for run in runs}
-            if all(path.exists() for path in paths.values()):
-                made = draw({label: read_arrays(path) for label, path in paths.items()}, place / "comparison", plots)
-                text += "".join(f"\n![{Path(name).stem.replace('_', ' ')}](comparison/{name})\n" for name in made)
+            if not all(path.exists() for path in paths.values()):
+                continue
+            arrays = {label: read_arrays(path) for label, path in paths.items()}
+            if not all(of_evaluation(arrays[label], r) for label, r in results.items()):
+                print("comparison: figures of these runs are of other evaluations: draw them by --plot true")
+                continue
+            made = draw(arrays, place / "comparison", plots)
+            text += "".join(f"\n![{Path(name).stem.replace('_', ' ')}](comparison/{name})\n" for name in made)
         write_text(place / "comparison.md", text)
     print(f"comparison: {place}/comparison.md")
+
+
+def of_evaluation(arrays, results):
+    """Whether arrays of figures hold the likelihoods of an evaluation, or none."""
+    likelihoods = results["log_likelihoods"]
+    return np.array_equal(arrays.get("log_likelihoods", likelihoods), likelihoods)
 
 
 def markdown_table(header, rows):

@@ -155,7 +155,7 @@ def runs_called(name):
 
 
 def resolve(names, overrides, wrong=()):
-    """[(run name, Parameters)] of the runs that the command line asks for, without doubles.
+    """[(run name, Parameters)] of the runs that the command line asks for, without those that train the same.
 
     Leaves with all that is wrong; of values that only do not go together nothing, as long as there are unknown words.
     """
@@ -180,7 +180,11 @@ def resolve(names, overrides, wrong=()):
         wrong += found
         if not found and parameters.binarization == own_binarization(parameters.dataset):
             parameters = replace(parameters, binarization=None)
-        runs[run_name(base, parameters)] = parameters
+        name = run_name(base, parameters)
+        if runs.get(name, parameters) != parameters:
+            wrong.append(f"{name}: asked for twice, and not with the same values: run one command after the other")
+        elif parameters not in runs.values():  # else the same training by another name
+            runs[name] = parameters
     for field in (*EVALUATION, "strategy"):
         if len(values := {str(getattr(parameters, field)) for parameters in runs.values()}) > 1:
             wrong.append(f"{field} = {', '.join(values)}: one for all wanted: add --{field}")
@@ -199,6 +203,9 @@ def list_runs():
         print(f"\nBy the `{schedule}` schedule, {meaning}: {names}")
     for name in GROUPS:
         print(f"\n{name}: {', '.join(run for run, _ in resolve([name], {'strategy': 'none'}))}")
+    own = [name for name, run in NAMED_RUNS.items() if run.schedule not in ("fast", "switch")]
+    if own := [name for name in own if name not in (*PAPER, *POSTERIOR_2D)]:
+        print(f"\nEntered by you: {', '.join(own)}")
     print(f"\nPARAMETERS of experiments.py, trained with one objective: {', '.join(OBJECTIVES)}")
 
 
@@ -206,11 +213,13 @@ def main(arguments=None):
     """Do what the command line asks for; everything that can be refused is, before TensorFlow is imported."""
     names, overrides, alone, wrong, (i, n) = parse(arguments, Parameters, __doc__)
     if alone and not wrong:
-        return list_runs() if alone[0] == "list" else write_report(POSTERIOR_2D)
+        return list_runs() if alone[0] == "list" else write_report(NAMED_RUNS, POSTERIOR_2D)
     loaded, asked = {}, []
     for name, parameters in resolve(names, overrides, wrong)[i - 1 :: n]:
         source = (parameters.dataset, parameters.datasets_dir, parameters.binarization)
-        data = loaded[source] if source in loaded else loaded.setdefault(source, load_data(parameters))
+        if source not in loaded:
+            loaded[source] = load_data(parameters)
+        data = loaded[source]
         dataset = parameters.dataset if parameters.dataset.endswith(".npz") else data.name  # maybe the sample
         parameters = replace(parameters, dataset=dataset, binarization=data.binarization)
         asked.append((name, parameters, data))

@@ -7,6 +7,7 @@ do); its docstring names the arrays that it reads. A new plot is one function an
 Nothing here opens a window, needs a display or touches `rcParams`: figures are made without pyplot.
 """
 
+import math
 import textwrap
 
 import numpy as np
@@ -32,8 +33,7 @@ def training_curves(runs):
     for i, (label, arrays) in enumerate(runs.items()):
         epoch, train, validation = arrays["epoch"], arrays["bound_train"], arrays["bound_validation"]
         last = f"training {canvas.number(train[-1])}, validation {canvas.number(validation[-1])} at epoch {epoch[-1]}"
-        marker = "o" if len(epoch) <= 40 else ""
-        style = {"color": PALETTE[i % 10], "marker": marker, "markersize": 4, "linewidth": 1.6}
+        style = canvas.line_style(i) | {"markevery": math.ceil(len(epoch) / 40), "linewidth": 1.6}
         axes.plot(epoch, train, label=canvas.legend_label(label, last), **style)
         axes.plot(epoch, validation, linestyle=(0, (4, 2)), markerfacecolor="white", **style)
     canvas.label_axes(axes, "epoch (logarithmic axis)" if logarithmic else "epoch", "bound (nats)")
@@ -243,7 +243,7 @@ def log_likelihoods(runs):
 
     Reads split, image_shape [2], log_likelihoods [n], k_evaluation, extreme_x_mean [2 e, features]: lowest e, highest.
     """
-    pooled = np.concatenate([arrays["log_likelihoods"] for arrays in runs.values()])
+    pooled = np.float64(np.concatenate([arrays["log_likelihoods"] for arrays in runs.values()]))
     edges = np.histogram_bin_edges(pooled, bins=60)
     caption = (
         "Line: the mean, ± one standard error over the images. Below: the images of lowest and of highest estimate."
@@ -351,7 +351,7 @@ def importance_weights(runs):
         k, ess, largest = (arrays[name] for name in ("weight_k", "effective_sample_size", "largest_weight"))
         last = f"{ess[-1]:.3g} effective samples, largest weight {largest[-1]:.2f} at k = {k[-1]}"
         label = canvas.legend_label(run, last)
-        style = {"color": PALETTE[i % 10], "marker": "o", "markersize": 4}
+        style = canvas.line_style(i)
         for axes, measure, equal in zip(panels[:2], (ess, largest), (k, 1 / k), strict=True):
             axes.plot(k, equal, color="0.7", linewidth=1.6)
             axes.plot(k, measure, label=label, **style)
@@ -465,7 +465,7 @@ def _estimator_lines(axes, arrays, values, same_within=0.0, reach=None):
         bars = {"elinewidth": 0.8, "yerr": None if reach is None else reach[:, i]}
         axes.errorbar(k, values[i], marker="o", markersize=3, ls=style, color=colours[arrays["target"][i]], **bars)
     axes.set_ylim(axes.get_ylim())
-    ends = [(k[-1], values[i][-1]) for i in lines]
+    ends = [(k[-1], max(values[i][-1], axes.get_ylim()[0])) for i in lines]  # a logarithm has no place for 0
     heights = axes.transAxes.inverted().transform(axes.transData.transform(ends))[:, 1]
     places = _apart(heights, min(0.14, 1 / len(lines)))
     for end, place, (i, names) in zip(ends, places, lines.items(), strict=True):

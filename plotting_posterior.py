@@ -16,12 +16,12 @@ TRUE, OTHER = PALETTE[0], PALETTE[4]  # the lines of the true posterior, and of 
 def posterior_of_one_input(runs):
     """True posteriors p(z | x) beside q(z | x) and importance-weighted posteriors, a row per image.
 
-    Of one run the images at the shares grid_share of KL(q || p), of several runs the first of these each.
-    Reads split, image_shape [2], grid_x [n, features], grid_index [n], grid_share [s], grid_candidates, grid_k [c],
+    Of one run the images at the ranks grid_rank of KL(q || p), of several runs the first of these each.
+    Reads split, image_shape [2], grid_x [n, features], grid_index [n], grid_rank [s], grid_candidates, grid_k [c],
     what `_density` does, grid_held and grid_kl [n, 1 + c], grid_samples [n, 1 + c, m, 2].
     """
     first = next(iter(runs.values()))
-    shares = len(first["grid_share"])
+    shares = len(first["grid_rank"])
     shown = range(-shares, 0) if len(runs) == 1 else [-shares]
     rows = [(run, arrays, i) for run, arrays in runs.items() for i in shown]
     names = ["true posterior", "q(z | x) = q_ew, k = 1", *(f"q_ew, k = {k}" for k in first["grid_k"][1:])]
@@ -36,9 +36,10 @@ def posterior_of_one_input(runs):
     panels = figure.subplots(len(rows), 1 + len(names), squeeze=False, width_ratios=widths)
     for (image, *others), (run, arrays, i) in zip(panels, rows, strict=True):
         _thumbnail(image, arrays["grid_x"][i], canvas.image_shape_of(runs))
-        share = f"KL above {arrays['grid_share'][i]:.0%}" if arrays["grid_share"][i] < 1 else "the largest KL"
+        rank, candidates = arrays["grid_rank"][i], arrays["grid_candidates"]
+        share = f"KL above {rank / candidates:.0%}" if rank < candidates - 1 else "the largest KL"
         which = f"{canvas.split_of(runs)} image {arrays['grid_index'][i]}"
-        image.set_title(f"{which}\n{share}\nof {arrays['grid_candidates']} images", loc="left", fontsize=SMALL)
+        image.set_title(f"{which}\n{share}\nof {candidates} images", loc="left", fontsize=SMALL)
         for j, axes in enumerate(others):
             _density(axes, arrays, i, j)
             axes.scatter(*arrays["grid_samples"][i, j].T, s=1.5, color="black", alpha=0.5, linewidths=0)
@@ -53,11 +54,11 @@ def posterior_of_one_input(runs):
 def posterior_side_by_side(runs):
     """True posteriors of the same images under several nets, and each net's q, a row per run.
 
-    Reads split, image_shape [2], grid_x [n, features], grid_index [n], grid_share [s], what `_density` does, grid_kl
+    Reads split, image_shape [2], grid_x [n, features], grid_index [n], grid_rank [s], what `_density` does, grid_kl
     and grid_held [n, 2 or more]; n - s images are the same.
     """
     first = next(iter(runs.values()))
-    count = len(first["grid_index"]) - len(first["grid_share"])
+    count = len(first["grid_index"]) - len(first["grid_rank"])
     caption = (
         "Blue: the true posterior p(z | x) of the image above. Red: the encoder's q(z | x). Lines: the smallest areas "
         "that hold 50 % and 95 % of each, as far as the square reaches. Every panel has a square of its own. "
@@ -143,8 +144,9 @@ def bound_against_k(runs):
     for i, (run, arrays) in enumerate(runs.items()):
         k, mean, error = (arrays[f"bound_{name}"] for name in ("k", "mean", "standard_error"))
         label = canvas.legend_label(run, f"{canvas.number(mean[0])} at k = 1, {canvas.number(mean[-1])} at k = {k[-1]}")
-        axes.plot(k, mean, "o-", color=PALETTE[i % 10], markersize=4, label=label)
-        axes.fill_between(k, mean - error, mean + error, color=PALETTE[i % 10], alpha=0.2, linewidth=0)
+        style = canvas.line_style(i)
+        axes.plot(k, mean, label=label, **style)
+        axes.fill_between(k, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     canvas.label_axes(axes, "samples k", "L_k (nats)")

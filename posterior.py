@@ -227,14 +227,14 @@ def grid_arrays(model, x, ks=KS, seed=0):
 
 
 def chosen_images(model, x, labels, seed=0):
-    """Indices of the images whose posteriors are shown on a grid.
+    """Indices of the images whose posteriors are shown on a grid, and the ranks of the last of them.
 
     First the same SAME for every net, then those at CHOSEN shares of the first CANDIDATES by KL(q || p), which is not
-    below L_5000 - ELBO; by that they are ordered.
+    below L_5000 - ELBO; by that they are ordered, and ranked from 0 on.
     """
     order = np.argsort(np.subtract(*bounds(model, x[:CANDIDATES], 5000, seed)))
-    by_kl = [order[int(share * (len(order) - 1))] for share in CHOSEN]
-    return np.array([*shown_images(x, labels)[-SAME:], *by_kl])
+    ranks = np.array([int(share * (len(order) - 1)) for share in CHOSEN])
+    return np.array([*shown_images(x, labels)[-SAME:], *order[ranks]]), ranks
 
 
 def bound_curve(model, x, seed=0):
@@ -310,9 +310,9 @@ def posterior_arrays(model, x, labels=None, seed=0):
     """
     arrays = sample_arrays(model, x, labels, seed)
     if model.latent_units == (2,):
-        indices = chosen_images(model, x, labels, seed)
+        indices, ranks = chosen_images(model, x, labels, seed)
         arrays |= grid_arrays(model, x[indices], KS, seed)
-        arrays |= {"grid_x": x[indices], "grid_index": indices, "grid_share": CHOSEN}
+        arrays |= {"grid_x": x[indices], "grid_index": indices, "grid_rank": ranks}
         arrays["grid_candidates"] = min(CANDIDATES, len(x))
         quantiles = norm.ppf((np.arange(21) + 0.5) / 21)
         manifold = np.stack(np.meshgrid(quantiles, quantiles[::-1]), axis=-1).reshape(-1, 2)

@@ -247,35 +247,36 @@ def minutes_figure(results):
     return figure
 
 
-def check_evaluations(results):
-    """Leave where one of them is not what EVALUATIONS says of its folder, or not of the same images as the others."""
+def check_evaluations(results, named_runs):
+    """Leave where one is not what its named run and EVALUATIONS say, or not of the same images as the others."""
     wrong, images = [], {}
     for run, r in results.items():
         name, _, place = run.partition("/")
-        asked = {"dataset": "mnist", "k_evaluation": 500 if "_2d_" in name else 5000} | EVALUATIONS.get(place, {})
+        asked = {"dataset": "mnist", "k_evaluation": named_runs[name.partition("__")[0]].k_evaluation}
+        asked |= EVALUATIONS.get(place, {})
         asked["evaluated"] = images.setdefault(place, r["evaluated"])
         bad = [f"{field} = {r[field]}, must be {value}" for field, value in asked.items() if r[field] != value]
         wrong += [f"--report: {RELEASED / 'mnist' / run}: {line}: evaluate and release it again" for line in bad]
     leave(wrong)
 
 
-def write_report(runs_2d):
+def write_report(named_runs, runs_2d):
     """Write the README's tables of the runs in pretrained/, and their curves, again, from what is there alone.
 
-    runs_2d: names of the runs with two latent units, the first of which the others are compared with.
+    named_runs: {name: Parameters} of what may lie there; runs_2d: names of the runs with two latent units, the first of
+    which the others are compared with.
     """
     from canvas import save_figure
 
     results = read_released()
-    check_evaluations(results)
+    check_evaluations(results, named_runs)
     runs_2d = [f"{name}__seed0" for name in runs_2d]
     by_schedule = list(itertools.chain(*BY_SCHEDULE))
     needed = [*runs_2d, f"{LENGTHS}__seed0", *by_schedule]
     leave([f"--report: {RELEASED / 'mnist' / run} is missing" for run in needed if run not in results])
     tables = {"table 1": table_1(results), "table 2": table_2(results), "passes": passes_table(results)}
     tables |= {"objectives": objectives_table(results), "schedules": schedules_table(results)}
-    posterior_2d = comparison_table({run: results[run] for run in runs_2d})
-    tables["posterior_2d"] = posterior_2d.partition("\n\n")[0]
+    tables["posterior_2d"], _ = comparison_table({run: results[run] for run in runs_2d})
     page = rewritten(README, tables)
     logs = {run: read_log(RELEASED / "mnist" / run, results[run]["epochs"]) for run in by_schedule}
     curves = schedules_figure(logs, {run: results[run]["nll"] for run in by_schedule})

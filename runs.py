@@ -233,24 +233,24 @@ def evaluate_run(run):
     model, asked = evaluated_model(run, x), (parameters.k_evaluation, EVALUATION_SEED, parameters.split, versions())
     key = digest(*model.get_weights(), x, repr(asked).encode())
     written = [run.results / "log_likelihoods.npy", run.results / "results.json"]
+    kept = run.folder / "evaluation" / f"{key}.npz"  # its blocks, wherever its results will lie
     same = all(path.exists() for path in written) and read_json(run.results).get("evaluation") == key
     if same and read_results(run.results):
         print(f"{run.label}: evaluated already")
     else:
         of = {"versions": versions(), "weights": weights_digest(run.folder), "evaluated": digest(x), "evaluation": key}
-        write_results(run, model, x, of)
-    (run.results / "evaluation" / f"{key}.npz").unlink(missing_ok=True)
+        write_results(run, model, x, kept, of)
+    kept.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not there, or another evaluation was stopped
-        (run.results / "evaluation").rmdir()
+        kept.parent.rmdir()
 
 
-def write_results(run, model, x, of):
-    """Evaluate a model on images x, going on from what a killed evaluation left. of: what the results are of."""
+def write_results(run, model, x, kept, of):
+    """Evaluate a model on images x, going on from what a killed evaluation kept. of: what the results are of."""
     from evaluation import active_units, bounds, unit_variances
 
-    title, kept = f"{run.folder.name} L_k", run.results / "evaluation" / f"{of['evaluation']}.npz"
     parameters, log = run.parameters, read_log(run.folder, len(plan_epochs(run.parameters)))
-    log_likelihoods, elbos = bounds(model, x, parameters.k_evaluation, EVALUATION_SEED, title, kept)
+    log_likelihoods, elbos = bounds(model, x, parameters.k_evaluation, EVALUATION_SEED, f"{run.folder.name} L_k", kept)
     lost = np.flatnonzero(~np.isfinite(log_likelihoods + elbos))
     if len(lost):
         raise FloatingPointError(

@@ -51,17 +51,17 @@ def release(folder):
     """Copy a run's weights, parameters, log and evaluations. Of the same weights what was released before stays."""
     parameters, places = check(folder)
     target = runs.RELEASED / folder.parent.name / folder.name
-    files = [Path("model.weights.h5"), Path("log.jsonl")]
+    files = [Path("log.jsonl")]
     files += [path.relative_to(folder) for path in (folder / "snapshots").glob("epoch*.weights.h5")]
     files += [Path(place, name) for place in places for name in ("log_likelihoods.npy", "results.json")]
     weights = [place / "model.weights.h5" for place in (folder, target)]
     if weights[1].exists() and not filecmp.cmp(*weights, shallow=False):  # all else there is of those
         shutil.rmtree(target)
-    for file in files:
-        with whole_file(target / file) as partial:
-            shutil.copyfile(folder / file, partial)
     parameters |= {"results_dir": "results", "datasets_dir": None}
     write_text(target / "parameters.json", json.dumps(parameters, indent=2) + "\n")
+    for file in (*files, "model.weights.h5"):  # the weights last: without them there is no run
+        with whole_file(target / file) as partial:
+            shutil.copyfile(folder / file, partial)
 
 
 if __name__ == "__main__":

@@ -317,6 +317,8 @@ def test_likelihood_goes_with_binarization(dataset, binarization, likelihood):
         ),
         ({"hidden_units": ((8,), (8,))}, "must be of equal length"),
         ({"dataset": "my/mnist.npz"}, "the name of a data set's results: rename the file, or --dataset mnist"),
+        ({"dataset": "my/_own.npz"}, "must not begin with _ or hold $: rename the file"),
+        ({"dataset": "a$b_{$.npz"}, "must not begin with _ or hold $: rename the file"),
         ({"hidden_units": ()}, "must be of equal length"),
         ({"objective": "ciwae"}, "beta = None: objective 'ciwae' needs a value"),
         ({"objective": "vr", "k": 4}, "alpha = None: objective 'vr' needs a value"),
@@ -524,6 +526,16 @@ def test_doubles_run_once_and_order_is_kept():
     assert [name for name, _ in resolve(["iwae", "iwae"], {})] == ["iwae"]
     assert [name for name, _ in resolve(["iwae", "vae"], {"objective": "stl"})] == ["stl"]
     assert len({run_name(("run", BASE), replace(BASE, clip_norm=limit)) for limit in (1, 1.0)}) == 1
+    assert [name for name, _ in resolve(["vae_l1_k5", "iwae_l1_k5"], {"objective": "dreg"})] == [
+        "vae_l1_k5__objectivedreg"
+    ]
+
+
+def test_two_runs_of_one_name_are_refused(monkeypatch):
+    """Their folders would differ by what is not in the name."""
+    monkeypatch.setattr(experiments, "PARAMETERS", replace(PARAMETERS, k=8, schedule="hold", seed=3))
+    line = leaves(resolve, ["iwae", "estimators"], {})
+    assert "iwae__k8__schedulehold: asked for twice" in line and "\n" not in line
 
 
 @pytest.mark.parametrize("field, value", [("latent_units", [50]), ("latent_units", {50}), ("schedule", ["quick"])])
@@ -805,6 +817,14 @@ def test_list_prints_the_table(capsys):
     for group in GROUPS:
         (line,) = [line for line in text.splitlines() if line.startswith(f"{group}: ")]
         assert all(name in line for name, _ in resolve([group], {}))
+
+
+def test_list_has_the_runs_that_a_user_enters(capsys, monkeypatch):
+    experiments.main(["--list"])
+    assert "by you" not in capsys.readouterr().out
+    monkeypatch.setitem(NAMED_RUNS, "mine", replace(PARAMETERS, k=7))
+    experiments.main(["--list"])
+    assert "Entered by you: mine\n" in capsys.readouterr().out
 
 
 def test_quiet_start_drops_the_chatter_alone(capfd, monkeypatch):

@@ -18,6 +18,7 @@ import command_line
 import datasets_download
 import diagnostics
 import downloads
+import evaluation
 import experiments
 import losses
 import models
@@ -28,7 +29,7 @@ import runs
 import schedules
 import training
 from checkpoints import Checkpoints
-from evaluation import bounds, log_likelihood
+from evaluation import log_likelihood
 from models import load_run, save_weights
 from plotting import ANIMATIONS, COMPARISONS, DIAGNOSTICS, NEEDS, PLOTS
 
@@ -245,7 +246,9 @@ def test_load_run_gives_the_model_back(iwae, tiny):
         assert pixels.shape == (n, 36) and np.all((pixels > 0) & (pixels < 1))
     again = log_likelihood(model, x, k=3, seed=runs.EVALUATION_SEED)
     np.testing.assert_allclose(again, np.load(iwae / "log_likelihoods.npy"), rtol=1e-5)
-    assert results_of(iwae)["elbo"] == pytest.approx(bounds(model, x, 3, runs.EVALUATION_SEED)[1].mean(), 1e-5)
+    assert results_of(iwae)["elbo"] == pytest.approx(
+        evaluation.bounds(model, x, 3, runs.EVALUATION_SEED)[1].mean(), 1e-5
+    )
     other = log_likelihood(model, x, k=3, seed=1)
     assert not np.allclose(other, again, rtol=1e-5)
 
@@ -336,6 +339,16 @@ def test_results_of_other_images_are_not_compared(comparison, iwae, tmp_path):
     (folder / "results.json").write_text(json.dumps(edited))
     line = leaves(experiments.compare, pair)
     assert line.startswith("experiments.py: ") and "different ways" in line and "\n" not in line
+
+
+def test_figures_of_another_evaluation_are_not_compared(run, comparison, tmp_path, capsys):
+    """They would contradict the table above them."""
+    place = shutil.copytree(comparison, tmp_path / "tiny")
+    for path in [*place.glob("*/results.json"), *place.glob("*/log_likelihoods.npy")]:
+        path.unlink()
+    run(tmp_path, "--k_evaluation", "4", *NO_PLOT)
+    page = (place / "comparison.md").read_text()
+    assert "L_4 " in page and "![" not in page and "--plot true" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -440,6 +453,29 @@ def test_an_evaluation_killed_between_its_two_files_is_done_again(run, alone, tm
     (folder / "results.json").write_text(json.dumps(results | {"evaluation": "another", "digest": "another"}))
     run(place, "iwae", "--train", "false", *NO_PLOT)
     assert results_of(folder) == results
+
+
+def test_a_killed_evaluation_goes_on_though_another_has_ended_since(run, alone, tmp_path, monkeypatch, uncompiled):
+    """Whose folder its results are to lie in is known only then; its blocks wait in the run's folder."""
+    place = shutil.copytree(alone.parents[1], tmp_path / "results", ignore=shutil.ignore_patterns("results.json"))
+    bounds, kept = evaluation.bounds, []
+
+    def killed(model, x, k, seed, title, path):
+        kept.append(path)
+        if k == 4 and len(kept) == 1:
+            path.parent.mkdir()
+            path.touch()
+            raise KeyboardInterrupt
+        return bounds(model, x, k, seed, title, None)
+
+    monkeypatch.setattr(evaluation, "bounds", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(place, "iwae", "--train", "false", "--k_evaluation", "4", *NO_PLOT)
+    run(place, "iwae", "--train", "false", *NO_PLOT)
+    assert kept[0].exists()
+    (folder,) = run(place, "iwae", "--train", "false", "--k_evaluation", "4", *NO_PLOT)
+    assert kept[0] == kept[2] != kept[1] and not kept[0].parent.exists()
+    assert (folder / "k_evaluation4" / "results.json").exists()
 
 
 def test_fields_that_do_not_train_meet_the_same_run(run, alone, monkeypatch, capsys):

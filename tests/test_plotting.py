@@ -51,7 +51,7 @@ def posteriors(rng, images, features, tests):
     n, side = 7, 9
     arrays = {
         "grid_k": np.array([1, 10]),
-        "grid_share": np.array([1.0, 0.5]),
+        "grid_rank": np.array([199, 100]),
         "grid_index": rng.integers(0, 100, n),
         "grid_x": rng.random((n, features)),
         "grid_centre": rng.normal(size=(n, 2)),
@@ -513,6 +513,28 @@ def test_step_cost_holds_the_milliseconds(runs):
     for axes, arrays in zip(DIAGNOSTICS["step_cost"](runs).axes, runs.values(), strict=True):
         assert np.allclose([bar.get_width() for bar in axes.patches], arrays["step_milliseconds"])
         assert "milliseconds" in axes.get_xlabel()
+
+
+def test_a_ratio_of_0_keeps_its_name_on_a_logarithmic_axis():
+    arrays = make_arrays(0)
+    arrays["gradient_snr"][3, :, -1] = 0
+    figure = DIAGNOSTICS["gradient_snr"]({"iwae": arrays})
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        (text,) = [text for text in axes.texts if "dreg" in text.get_text().split(", ")]
+        assert np.all(np.isfinite(text.xy)) and -0.5 < text.get_position()[1] <= 1
+
+
+@pytest.mark.parametrize("name", ["training_curves", "bound_against_k", "importance_weights"])
+def test_no_two_of_twelve_runs_have_lines_alike(name):
+    (axes, *_) = EVERY_PLOT[name]({f"run{i}": make_arrays(i, epochs=50) for i in range(12)}).axes
+    lines = [line for line in axes.lines if line.get_label().startswith("run")]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines) == 12
+
+
+def test_likelihoods_that_hardly_differ_have_a_histogram():
+    arrays = make_arrays(0) | {"log_likelihoods": np.float32([-90, -90.0001, -90.00005])}
+    assert PLOTS["log_likelihoods"]({"iwae": arrays}).axes[0].patches
 
 
 @pytest.mark.parametrize("name", DIAGNOSTICS)

@@ -163,6 +163,14 @@ def test_bound_curve_rises_to_the_streaming_bound(net, x_small, monkeypatch, unc
     assert curve[-1].mean() == pytest.approx(posterior.bounds(net, x_small[:20], 1000, seed=5)[0].mean(), abs=0.05)
 
 
+@pytest.mark.parametrize("n, ranks", [(2, [1, 0, 0]), (5, [4, 3, 2]), (20, [19, 15, 9])])
+def test_images_chosen_by_kl_have_the_rank_that_is_told(net, x_small, small_posteriors, monkeypatch, n, ranks):
+    gap = np.random.default_rng(n).random(n)
+    monkeypatch.setattr(posterior, "bounds", lambda model, x, k, seed: (gap, np.zeros(n)))
+    indices, told = posterior.chosen_images(net, x_small[:n], np.arange(n) % 10)
+    assert told.tolist() == ranks and [(gap < gap[i]).sum() for i in indices[-3:]] == ranks
+
+
 @pytest.mark.slow
 def test_any_net_has_samples_and_grids_are_for_two_units_alone(net, small_net, x_small, small_posteriors, uncompiled):
     labels = np.arange(60) % 10

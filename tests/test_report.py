@@ -188,10 +188,16 @@ def test_report_needs_the_runs_that_others_are_compared_with(tmp_path, monkeypat
 @pytest.mark.parametrize("field, value", [("k_evaluation", 500), ("units", "active"), ("evaluated", "others")])
 def test_report_refuses_another_evaluation(made_up, tmp_path, field, value):
     """Else it would stand in a mean, or be paired, with those of other images or of another k."""
-    report.check_evaluations(made_up)
+    report.check_evaluations(made_up, experiments.NAMED_RUNS)
     evaluated(tmp_path / "mnist" / "iwae_l2_k50_fast__seed0", 82.0, **{field: value})
     with pytest.raises(SystemExit, match=f"iwae_l2_k50_fast__seed0: {field} = {value}, must be"):
-        report.check_evaluations(runs.read_released())
+        report.check_evaluations(runs.read_released(), experiments.NAMED_RUNS)
+
+
+def test_report_asks_of_a_run_what_its_release_asked(made_up, tmp_path, monkeypatch):
+    monkeypatch.setitem(experiments.NAMED_RUNS, "mine", experiments.Parameters(k_evaluation=7))
+    evaluated(tmp_path / "mnist" / "mine__seed0", 90.0, k_evaluation=7)
+    report.check_evaluations(runs.read_released(), experiments.NAMED_RUNS)
 
 
 def test_report_reads_no_run_without_its_files(made_up, tmp_path):
