@@ -7,7 +7,6 @@ do); its docstring names the arrays that it reads. A new plot is one function an
 Nothing here opens a window, needs a display or touches `rcParams`: figures are made without pyplot.
 """
 
-import math
 import textwrap
 
 import numpy as np
@@ -33,7 +32,7 @@ def training_curves(runs):
     for i, (label, arrays) in enumerate(runs.items()):
         epoch, train, validation = arrays["epoch"], arrays["bound_train"], arrays["bound_validation"]
         last = f"training {canvas.number(train[-1])}, validation {canvas.number(validation[-1])} at epoch {epoch[-1]}"
-        style = canvas.line_style(i) | {"markevery": math.ceil(len(epoch) / 40), "linewidth": 1.6}
+        style = canvas.line_style(i) | {"markevery": 0.03, "linewidth": 1.6}
         axes.plot(epoch, train, label=canvas.legend_label(label, last), **style)
         axes.plot(epoch, validation, linestyle=(0, (4, 2)), markerfacecolor="white", **style)
     canvas.label_axes(axes, "epoch (logarithmic axis)" if logarithmic else "epoch", "bound (nats)")
