@@ -11,8 +11,8 @@ def gradients(model, objective, x, k, seed, backward_samples=None, own=whole):
     """Bound and gradients to ascend, of the mean over the batch, for any objective and any number of layers.
 
     Three steps: log_w of all k samples, without gradients; the objective's weights, which are constants; the backward
-    pass, with z cut from the encoder and re-attached with a weight of its own. (Compiled, the forward pass of the third
-    step is the first one's.) With `backward_samples` = s < k only s samples are differentiated, and go forward once
+    pass, with z cut from the encoder and re-attached with a weight of its own. (XLA merges the forward passes of the
+    first and the third step.) With `backward_samples` = s < k only s samples are differentiated, and go forward once
     more: see `subsample`.
 
     objective: a function log_w -> Objective; x: [batch, features]; seed: [2] integers; own: see `over_replicas`.
@@ -50,7 +50,7 @@ def gradients(model, objective, x, k, seed, backward_samples=None, own=whole):
             d_z = [tf.math.divide_no_nan(path, decoder)[..., None] * layer for layer in d_z]
         reattached = [tf.reduce_sum(tf.stop_gradient(d) * layer) for d, layer in zip(d_z, z, strict=True)]
         surrogate = tf.add_n(reattached + [tf.reduce_sum(weight * log_q) for weight in score])
-    return bound, encoder_tape.gradient(surrogate, model.phi) + d_theta
+    return bound, [*encoder_tape.gradient(surrogate, model.phi), *d_theta]
 
 
 def subsample(weights, noise, count, uniform):

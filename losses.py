@@ -254,7 +254,7 @@ OBJECTIVES = {
     for objective in (vae, iwae, stl, dreg, rws, rws_dreg, ciwae, miwae, miwae_dreg, piwae, vr, vr_dreg)
 }
 
-# The row whose mean an estimator without a score term is meant to have (`stl` has not); the others are their own.
+# The objective whose mean an estimator without a score term is meant to have (`stl` has not); the others are their own.
 TARGETS = {"stl": "iwae", "dreg": "iwae", "rws_dreg": "rws", "miwae_dreg": "miwae", "vr_dreg": "vr"}
 
 

@@ -431,7 +431,9 @@ def _gradient_panels(runs, title, ylabel, how, parts=("encoder", "decoder")):
     """A Figure of measures against k, logarithmic axes, and its (panel, arrays of the run, index of the part)."""
     arrays, shown = next(iter(runs.values())), []
     caption = f"{arrays['replicates']} gradients of each of {arrays['gradient_images']} images. {how} "
-    caption += "Dashed: without a score term, in the colour of the row whose mean it should have. Equal lines are one."
+    caption += (
+        "Dashed: without a score term, in the colour of the estimator whose mean it should have. Equal lines are one."
+    )
     figure = canvas.new_figure(title, caption, 0.7 + 4.4 * len(runs))
     panels = figure.subplots(len(runs), len(parts), squeeze=False)
     for row, (run, arrays) in zip(panels, runs.items(), strict=True):

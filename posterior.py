@@ -229,8 +229,8 @@ def grid_arrays(model, x, ks=KS, seed=0):
 def chosen_images(model, x, labels, seed=0):
     """Indices of the images whose posteriors are shown on a grid, and the ranks of the last of them.
 
-    First the same SAME for every net, then those at CHOSEN shares of the first CANDIDATES by KL(q || p), which is not
-    below L_5000 - ELBO; by that they are ordered, and ranked from 0 on.
+    First the same SAME for every net, then those at CHOSEN shares of the first CANDIDATES, ranked from 0 on by
+    L_5000 - ELBO, which is on average not above KL(q || p).
     """
     order = np.argsort(np.subtract(*bounds(model, x[:CANDIDATES], 5000, seed)))
     ranks = np.array([int(share * (len(order) - 1)) for share in CHOSEN])

@@ -159,6 +159,13 @@ def left_over(place):
 # The table and the way of the data.
 
 
+def test_files_stand_in_the_order_in_which_parsers_take_them():
+    """Digests go with the names: exchanged, test images would be taken for validation images, and none would tell."""
+    assert [name.split("_")[-1] for name in datasets_download.AMAT_FILES] == ["train.amat", "valid.amat", "test.amat"]
+    for files in (datasets_download.MNIST_FILES, datasets_download.MNIST_GZ, datasets_download.FASHION_FILES):
+        assert [name[:9] for name in files] == ["train-ima", "train-lab", "t10k-imag", "t10k-labe"]
+
+
 @pytest.mark.parametrize("name", DATASETS)
 def test_entry_is_complete(name):
     recipe = DATASETS[name]

@@ -122,6 +122,7 @@ def test_active_units_do_not_count_the_noise_of_the_layers_below():
     assert abs(second[1]) < 6 * 0.0025 / np.sqrt(n)
     assert second[2] == 0
     assert evaluation.active_units([first, second]) == [1, 1]
+    assert evaluation.active_units([np.array([0.0099, 0.0101]), np.array([0.0])]) == [1, 0]  # the paper's threshold
     one_sample = Wobble().sample_posterior(x, Wobble().draw_noise(1, n, (0, 0)))[0][0, :, 1]
     assert np.var(one_sample) > evaluation.ACTIVE_THRESHOLD  # the control: plain Monte Carlo calls it active
 
@@ -228,13 +229,18 @@ def test_resampled_reconstruction_prefers_heavy_samples(small_net, x_small):
     """Log p(x | z) of the resampled z is above that of a plain sample, beyond 5 standard errors over images."""
     model, x = small_net(), np.repeat(x_small, 20, axis=0)
     model.encoder[0].log_std.bias.assign_add(tf.ones(4))
-    _, by_sample, by_resampling = evaluation.reconstructions(model, x)
+    by_mean, by_sample, by_resampling = evaluation.reconstructions(model, x)
+    np.testing.assert_allclose(by_mean, model.reconstruct(x), atol=1e-5)
 
     def log_p(mean):
         return np.log(np.where(x > 0.5, mean, 1 - mean)).sum(-1)
 
     difference, error = paired_difference(log_p(by_resampling), log_p(by_sample))
     assert difference > 5 * error
+
+
+def test_scattered_samples_are_of_the_top_layer(small_net, x_small):
+    assert evaluation.top_samples(small_net(2), x_small).shape == (60, 3)  # units of z_2: z_1 has 4
 
 
 @pytest.mark.parametrize("stretched", [1, pytest.param(1.2, marks=pytest.mark.xfail(strict=True))])

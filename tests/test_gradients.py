@@ -544,6 +544,15 @@ def subsampling_z(name, layers):
     return z_scores(np.concatenate([a - b for a, b in zip(some[1:], every[1:], strict=True)], axis=1))
 
 
+@pytest.mark.parametrize("backward_samples", [4, 7])
+def test_of_as_many_backward_samples_as_there_are_all_are_taken(net, x_small, double, backward_samples):
+    """A stage of the schedule may have fewer: a draw of them would be noise for nothing."""
+    model = net()
+    x = images(x_small, model)
+    some, every = (gradients(model, objective("iwae"), x, 4, SEED, s)[1] for s in (backward_samples, None))
+    assert distance(some, every) == 0
+
+
 @pytest.mark.parametrize("name", ["iwae", "dreg"])
 def test_that_test_catches_samples_drawn_evenly(name, monkeypatch):
     def evenly(weights, count, uniform):

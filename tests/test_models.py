@@ -62,6 +62,8 @@ def test_output_bias_is_the_logit_of_the_clipped_training_mean():
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_log_weights_are_the_densities_that_scipy_gives(small_net, x_small, layers, likelihood):
     model, x, k = small_net(layers, likelihood), x_small[:5], 3
+    if likelihood == "gaussian":
+        model.decoder[0].log_std.assign(0.3)
     q = model.encode(x)
     z = model.sample_posterior(q, model.draw_noise(k, len(x), SEED))
 
@@ -75,7 +77,11 @@ def test_log_weights_are_the_densities_that_scipy_gives(small_net, x_small, laye
         log_q = log_q + log_normal(z[layer], model.encoder[layer](z[layer - 1]))
         log_p = log_p + log_normal(z[layer - 1], model.decoder[layer](z[layer]))
     mean = model.decode(z[0]).numpy().astype(float)
-    data = scipy.stats.bernoulli(mean).logpmf(x) if likelihood == "bernoulli" else scipy.stats.norm(mean, 1).logpdf(x)
+    data = (
+        scipy.stats.bernoulli(mean).logpmf(x)
+        if likelihood == "bernoulli"
+        else scipy.stats.norm(mean, np.exp(0.3)).logpdf(x)
+    )
     log_p = log_p + data.sum(-1)
 
     np.testing.assert_allclose(model.log_q_z_given_x(q, z), log_q, rtol=1e-4, atol=1e-4)
@@ -91,6 +97,13 @@ def test_log_likelihood_is_finite_at_extreme_logits(small_net, x_small):
     expected = -1e4 * (1 - x_small).sum(-1)
     log_p = model.decoder[0].log_prob(x_small, tf.zeros([1, len(x_small), 4]))[0]
     np.testing.assert_allclose(log_p, expected, rtol=1e-5)
+
+
+def test_the_decoder_mirrors_the_encoder():
+    model = Autoencoder(np.zeros(9), (3, 2), ((7, 6), (5, 4)))
+    shapes = [[variable.shape for variable in part if len(variable.shape) == 2] for part in (model.phi, model.theta)]
+    assert shapes[0] == [(9, 7), (7, 6), (6, 3), (6, 3), (3, 5), (5, 4), (4, 2), (4, 2)]
+    assert shapes[1] == [(3, 6), (6, 7), (7, 9), (2, 4), (4, 5), (5, 3), (5, 3)]
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -129,6 +142,7 @@ def test_user_interface_shapes(small_net, x_small, layers, likelihood):
     model = small_net(layers, likelihood)
     assert model.encode(x_small).batch_shape == (60,)
     assert model.reconstruct(x_small).shape == (60, 12)
+    np.testing.assert_array_equal(model.reconstruct(x_small), model.decode(model.encode(x_small).mean()))
     assert model.sample(7, SEED).shape == (7, 12)
     assert len(model.phi) + len(model.theta) == len(model.trainable_variables)
     np.testing.assert_array_equal(model.sample(7, SEED), model.sample(7, SEED))

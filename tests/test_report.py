@@ -86,7 +86,7 @@ def test_report_gives_the_readmes_tables_byte_for_byte(tmp_path):
     assert copy.read_bytes() == report.README.read_bytes()
     for name in ("schedules", "minutes"):
         drawn, ours = (imread(page.parent / "docs" / f"{name}.png") for page in (copy, report.README))
-        assert drawn.shape == ours.shape and np.abs(drawn - ours).mean() < 1e-3
+        assert drawn.shape == ours.shape and (np.abs(drawn - ours).max(axis=-1) > 0.2).sum() < 100
 
 
 def test_table_1(made_up):
@@ -162,13 +162,13 @@ def test_schedules_are_drawn_against_passes_and_minutes(runs):
 
 
 def test_nll_is_drawn_against_minutes_for_each_depth(made_up, tmp_path):
-    """One dot and label for each cell's seed 0, hollow by the paper's schedule; the paper's NLL of k = 50 as lines."""
+    """One dot and label for each cell, hollow by the paper's schedule; the paper's NLL of k = 50 as lines."""
     evaluated(tmp_path / "mnist" / "iwae_l1_k50__epochs121__seed0", 88.0, train_seconds=1200.0)
     panels = report.minutes_figure(runs.read_released()).axes
     texts = [[text.get_text() for text in axes.texts] for axes in panels]
     assert texts == [["1", "50 (121 passes)", "5"], ["50"]]
     dots = [line for line in panels[0].lines if line.get_marker() == "o" and len(line.get_xdata())]
-    assert [line.get_xydata().tolist()[0] for line in dots] == [[10.0, 86.5], [20.0, 88.0], [10.0, 85.0]]
+    assert [line.get_xydata().tolist()[0] for line in dots] == [[10.0, 87.5], [20.0, 88.0], [30.0, 85.5]]
     assert [line.get_markerfacecolor() == "white" for line in dots] == [False, True, False]
     lines = [[line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"] for axes in panels]
     assert lines == [[86.35, 84.78], [84.78, 82.90]]

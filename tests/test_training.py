@@ -5,6 +5,7 @@ import itertools
 import signal
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -17,7 +18,7 @@ import run_folder
 import training
 from checkpoints import Checkpoints
 from experiments import Parameters
-from schedules import PAPER_EPOCHS, SCHEDULES, Stage, epoch_inputs, plan_epochs, stages_of
+from schedules import PAPER_EPOCHS, SCHEDULES, Epoch, Stage, epoch_inputs, plan_epochs, stages_of
 
 TINY = Parameters(batch=10, k=2, epochs=2, binarization="stochastic")
 
@@ -79,6 +80,15 @@ def test_stages_may_have_a_k_of_their_own(monkeypatch):
     assert [epoch.k for epoch in plan_epochs(replace(TINY, epochs=None, k=1))] == [1, 1]
 
 
+def test_a_stage_is_trained_with_its_own_k(small_net, x_small, tmp_path, monkeypatch, uncompiled):
+    ks, gradients = [], training.gradients
+    monkeypatch.setattr(training, "gradients", lambda *a, **named: ks.append(a[3]) or gradients(*a, **named))
+    monkeypatch.setattr(training, "estimate_seconds", lambda *_: 0.0)
+    monkeypatch.setitem(SCHEDULES, "quick", [Stage(1, 1e-3, 1e-3, k=1), Stage(1, 1e-3, 0.0)])
+    train(small_net(), x_small, tmp_path, replace(TINY, epochs=None))
+    assert ks == 6 * [1] + 6 * [2]
+
+
 def test_every_epoch_has_a_new_permutation_without_the_last_incomplete_batch():
     plan = plan_epochs(replace(TINY, epochs=2))
     orders = [epoch_inputs(epoch, 64, TINY)[0] for epoch in plan]
@@ -88,21 +98,23 @@ def test_every_epoch_has_a_new_permutation_without_the_last_incomplete_batch():
     assert not np.array_equal(*orders)
     np.testing.assert_array_equal(orders[0], epoch_inputs(plan[0], 64, TINY)[0])
     assert not np.array_equal(orders[0], epoch_inputs(plan[0], 64, replace(TINY, seed=1))[0])
+    seeds = {tuple(epoch_inputs(epoch, 64, replace(TINY, seed=seed))[2]) for epoch in plan for seed in (0, 1)}
+    assert len(seeds) == 4  # of the noise
 
 
 class Recorder:
-    """Stands in for the gradients: the mean image it is served becomes the bound."""
+    """Stands in for the gradients: `of` [batch, features] images that it is served becomes the bound [batch]."""
 
-    def __init__(self, model):
-        self.zeros = [tf.zeros_like(variable) for variable in model.phi + model.theta]
+    def __init__(self, model, of=lambda x: tf.reduce_mean(x, axis=1)):
+        self.zeros, self.of = [tf.zeros_like(variable) for variable in model.phi + model.theta], of
 
     def __call__(self, model, objective, x, k, seed, backward_samples, own):
         legal = tf.reduce_all((x == 0) | (x == 1)) if backward_samples is None else True
-        return tf.where(legal, tf.reduce_mean(x, axis=1), -1.0), self.zeros
+        return tf.where(legal, self.of(x), -1.0), self.zeros
 
 
-def stretch_of(model, monkeypatch, x, parameters):
-    monkeypatch.setattr(training, "gradients", Recorder(model))
+def stretch_of(model, monkeypatch, x, parameters, **recorded):
+    monkeypatch.setattr(training, "gradients", Recorder(model, **recorded))
     optimizer = optimizers.build_optimizer(parameters, model)
     return training.compile_stretch(model, optimizer, tf.constant(x), parameters, 2)
 
@@ -115,9 +127,56 @@ def test_images_are_binarised_afresh_each_time_they_are_served(small_net, monkey
     same_images = np.repeat(order[:1], len(order), axis=0)
     means = [float(stretch(same_images, rates, seed, step, step + 1)) for step in range(6)]
     assert min(means) >= 0 and len(set(means)) > 1
+    assert float(stretch(same_images, rates, seed, 0, 6)) == pytest.approx(sum(means))  # in one call or in six
     draws = [float(stretch(order, rates, (7, epoch), 0, 6)) / 6 for epoch in range(100)]
     # 72,000 pixels of standard deviation 0.4: beyond 4.5 standard errors once in 100,000 seeds.
     assert abs(np.mean(draws) - 0.2) < 4.5 * 0.4 / np.sqrt(72000)
+
+
+@pytest.mark.parametrize("pair", [lambda x: x[:, 0] * x[:, 1], lambda x: x[:, 0] * tf.reverse(x, [0])[:, 0]])
+def test_pixels_are_binarised_independently(small_net, monkeypatch, pair):
+    """Two of one image, one of two images: both are 1 in 0.04 of 6,000 cases, with a shared uniform in 0.2.
+
+    The second cases come twice each, which doubles the variance: beyond 5 standard errors once in a million seeds.
+    """
+    stretch = stretch_of(small_net(), monkeypatch, np.full((60, 12), 51, np.uint8), TINY, of=pair)
+    order, rates, _ = epoch_inputs(plan_epochs(TINY)[0], 60, TINY)
+    draws = [float(stretch(order, rates, (8, epoch), 0, 6)) / 6 for epoch in range(100)]
+    assert abs(np.mean(draws) - 0.04) < 5 * np.sqrt(2 * 0.04 * 0.96 / 6000)
+
+
+def test_every_step_has_its_own_rate(small_net, monkeypatch):
+    """Rates fall within an epoch, and each step takes its own: by SGD of gradients of 1 a weight moves by their sum."""
+    rates = epoch_inputs(Epoch(1, 2, 0.2, 0.1), 60, TINY)[1]
+    np.testing.assert_allclose(rates, np.linspace(0.2, 0.1, 7)[:-1], rtol=1e-6)
+    model = small_net()
+    recorder, variables = Recorder(model), model.phi + model.theta
+    recorder.zeros = [tf.ones_like(variable) for variable in variables]
+    monkeypatch.setattr(training, "gradients", recorder)
+    optimizer, before = keras.optimizers.SGD(), variables[0].numpy()
+    optimizer.build(variables)
+    order, _, seed = epoch_inputs(plan_epochs(TINY)[0], 60, TINY)
+    stretch = training.compile_stretch(model, optimizer, tf.zeros([60, 12]), TINY, 2)
+    stretch(order, np.float32([1, 2, 4, 8, 16, 32]), seed, 1, 4)
+    np.testing.assert_allclose(variables[0], before + 14, rtol=1e-5)
+
+
+def test_bound_train_is_the_mean_of_all_steps_and_seconds_add_up(small_net, tmp_path, monkeypatch, uncompiled):
+    """Of seven steps of nine images, the tenth of which belongs to no batch."""
+    model, parameters = small_net(), replace(TINY, batch=9, binarization="none", backward_samples=1)
+    monkeypatch.setattr(training, "gradients", Recorder(model))
+    monkeypatch.setattr(training.time, "perf_counter", itertools.count().__next__)  # a second for each stretch
+    training.train(model, np.full((64, 12), 51, np.uint8), parameters, tmp_path, lambda: 0.0)
+    log = run_folder.read_log(tmp_path, 2)
+    assert [record["bound_train"] for record in log] == pytest.approx([0.2, 0.2])
+    assert [record["seconds"] for record in log] == [training.STRETCHES_PER_EPOCH, 2 * training.STRETCHES_PER_EPOCH]
+
+
+def test_progress_is_restored_whole():
+    done, again = training.Progress(), training.Progress()
+    done.log, done.stretch, done.total, done.seconds = [{"epoch": 1}], 2, -3.0, 4.0
+    again.deserialize(done.serialize())
+    assert vars(again) == vars(done)
 
 
 def test_rate_scale_multiplies_every_rate():
