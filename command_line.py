@@ -177,7 +177,8 @@ def strategy_kind(p):
     """The strategy of a run: what `auto` stands for here."""
     if p.strategy != "auto":
         return p.strategy
-    return "multi_worker" if os.environ.get("TF_CONFIG") else "mirrored" if gpus() > 1 else "none"
+    several = gpus() > 1 and p.batch % gpus() == 0
+    return "multi_worker" if os.environ.get("TF_CONFIG") else "mirrored" if several else "none"
 
 
 def is_first(p):
@@ -271,14 +272,17 @@ def parse(arguments, kind, description):
     i, n = map(int, found.groups()) if found else (1, 0)
     if i > n:
         wrong.append(f"--shard {shard}: must be i/n, with i from 1 to n, such as 1/3")
-    overrides = {field: value_of(text, fields[field]) for field, text in overrides.items()}
+    overrides = {field: value_of(text, fields[field], NAMES.get(field, ())) for field, text in overrides.items()}
     return names, overrides, alone, wrong, (i, n)
 
 
-def value_of(text, kind):
-    """What a user means by text, for a field of that type: words as they are, else 3, 1e-4, true, none, "100, 50"."""
+def value_of(text, kind, names=()):
+    """What a user means by text, for a field of that type: words as they are, else 3, 1e-4, true, none, "100, 50".
+
+    names: legal words, of which none may be one.
+    """
     if isinstance("", kind):
-        return text
+        return None if text.lower() == "none" and isinstance(None, kind) and "none" not in names else text
     try:
         value = ast.literal_eval(text.title() if text in ("true", "false", "none") else text)
         repr(value)  # which Python refuses of the longest integers

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from downloads import DatasetError, Recipe, digest, fetch, require
-from run_folder import lock, reading, whole_file
+from run_folder import lock, reading, unwritable, whole_file
 
 BINARIZATIONS = ("stochastic", "fixed", "none")
 SPLITS = ("train", "validation", "test")
@@ -169,6 +169,7 @@ def make(name: str, path: Path) -> None:
                 arrays = DATASETS[name].parse(fetch(name, DATASETS[name], path.parent / name, Path(place)))
                 np.savez_compressed(unfinished, **arrays)
     except OSError as error:
+        error = error if "Way out" in str(error) else unwritable(path, error.strerror or str(error))
         raise DatasetError(f"{name}: {error} by datasets_dir or {ENVIRONMENT}") from error
 
 
@@ -208,7 +209,7 @@ def check_pixels(x: np.ndarray, binarization: str, where: str) -> np.ndarray:
     if floats:
         require(not np.isnan(x).any(), f"{where} holds NaN")
         legal = "0 to 1 for floats, 0 to 255 for uint8"
-        require(x.min() >= 0 and x.max() <= 1, f"{where} is from {x.min():g} to {x.max():g}; legal is {legal}")
+        require(x.min() >= 0 and x.max() <= 1, f"{where} is from {x.min():.9g} to {x.max():.9g}; legal is {legal}")
     reason = "its largest uint8 value is 1, which would be read as 1/255"
     require(x.dtype != np.uint8 or x.max() != 1, f"{where}: {reason}; multiply by 255, or store bool or float32")
     x = x * np.uint8(255) if x.dtype == np.bool_ else x.astype(np.float32, copy=False) if floats else x

@@ -199,8 +199,8 @@ def stop(reason):
 def own_folder(run, settings):
     """The run, on any worker but the first in a copy of its folder that goes when the block ends: one of them writes.
 
-    settings: see `runs.settings`. Begins when all have theirs. Leaves where they differ in what they were asked for, in
-    versions, or see other files.
+    settings: see `runs.settings`. Begins when all have theirs, ends when all are done. Leaves where they differ in what
+    they were asked for, in versions, or see other files.
     """
     if strategy_kind(run.parameters) != "multi_worker":
         yield run
@@ -226,3 +226,4 @@ def own_folder(run, settings):
             differ = "the workers differ in command, data, files or versions"
             sys.exit(f"experiments.py: {run.label}: {differ}; way out: {way_out}")
         yield ours
+        everyone(0)  # what the first worker writes is there

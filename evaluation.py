@@ -15,6 +15,7 @@ from run_folder import due, whole_file
 
 IMAGES_AT_ONCE = 100
 SAMPLES_AT_ONCE = 50
+FEATURES_AT_ONCE = 4096  # of larger images as many fewer at once
 ACTIVE_THRESHOLD = 0.01  # Burda et al. 2016, section 5: a unit is active if Var_x(E[z | x]) is above it
 K_RESAMPLING = 50  # samples of q that importance-weighted resampling draws one from
 INTERPOLATED = 9  # images from one end of an interpolation to the other, both included
@@ -51,7 +52,7 @@ def map_images(function, x, seed, size=IMAGES_AT_ONCE, progress=None, kept=None)
         raise TypeError(
             f"images of type {x.dtype}: floats in [0, 1] wanted, made by datasets_download.binarize or grey"
         )
-    size, saved = min(size, len(x)), time.monotonic()
+    size, saved = min(size, len(x), max(1, size * FEATURES_AT_ONCE // x.shape[1])), time.monotonic()
     count, at_once = math.ceil(len(x) / size), tf.distribute.get_strategy().num_replicas_in_sync
     blocks = kept_blocks(kept, size) if kept else []
     ahead = range(len(blocks), count, at_once)

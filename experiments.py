@@ -238,19 +238,28 @@ def perform(runs, compared):
     start_tensorflow()
     from distributed import open_strategy, own_folder
 
-    first = is_first(runs[0].parameters)
+    first, lost = is_first(runs[0].parameters), []
     with open_strategy(*(run.parameters for run in runs)) as strategy:
         for run in runs:
             run = run._replace(initial=initial_folder(run.folder, run.parameters))  # one before it may have made it
-            with strategy.scope(), own_folder(run, settings(run.parameters, run.data)) as ours:
-                if run.parameters.train:
-                    train_run(ours)
-                if run.parameters.evaluate:
-                    evaluate_run(ours)
+            try:
+                with strategy.scope(), own_folder(run, settings(run.parameters, run.data)) as ours:
+                    if run.parameters.train:
+                        train_run(ours)
+                    if run.parameters.evaluate:
+                        evaluate_run(ours)
+            except FloatingPointError as error:
+                if len(runs) == 1:
+                    raise
+                lost.append(run.label)  # as it would be next time: the others go on
+                print(f"experiments.py: {error}", file=sys.stderr)
+                continue
             if run.parameters.plot and first:
                 plot_run(run)
             if run.parameters.diagnose and first:
                 diagnose_run(run, GROUPS["estimators"])
+    if lost:
+        raise FloatingPointError(f"not done, see above: {', '.join(lost)}")
     if not (compared and first):  # a shard has but a part of what is to be compared
         return
     for place in dict.fromkeys(run.folder.parent for run in runs):

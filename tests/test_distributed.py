@@ -74,6 +74,13 @@ def test_auto_is_what_the_machine_has(monkeypatch):
     assert kinds == ["none", "none", "mirrored", "multi_worker", "multi_worker"]
 
 
+def test_auto_takes_one_device_where_the_batch_does_not_split(monkeypatch):
+    monkeypatch.setattr(command_line, "gpus", lambda: 8)
+    kinds = [command_line.strategy_kind(Parameters(batch=batch)) for batch in (20, 24)]
+    assert kinds == ["none", "mirrored"] and not problems(Parameters(batch=20))
+    assert "batch = 20: must be divisible by the 8" in problems(Parameters(batch=20, strategy="mirrored"))[0]
+
+
 def test_of_a_cluster_with_a_chief_that_one_writes(monkeypatch):
     task = {"type": "worker", "index": 0}
     monkeypatch.setenv("TF_CONFIG", config(1, cluster={"worker": ["a:1"], "chief": ["b:1"]}, task=task))

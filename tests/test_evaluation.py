@@ -239,6 +239,14 @@ def test_resampled_reconstruction_prefers_heavy_samples(small_net, x_small):
     assert difference > 5 * error
 
 
+def test_large_images_are_mapped_fewer_at_once(monkeypatch):
+    """Memory does not grow with their size; those of MNIST are unaffected."""
+    monkeypatch.setattr(evaluation, "FEATURES_AT_ONCE", 10)
+    for features, size in ((10, 6), (20, 3), (40, 1), (1000, 1)):
+        blocks = evaluation.map_images(lambda images, seed: images[:1], np.ones((12, features), np.float32), 0, size=6)
+        assert len(blocks) == 12 // size
+
+
 def test_scattered_samples_are_of_the_top_layer(small_net, x_small):
     assert evaluation.top_samples(small_net(2), x_small).shape == (60, 3)  # units of z_2: z_1 has 4
 

@@ -647,6 +647,27 @@ def test_diagnose_alone(run, alone, monkeypatch, uncompiled):
     assert np.all(arrays["step_milliseconds"] > 0) and arrays["step_k"] == 8
 
 
+def test_a_run_that_diverges_does_not_keep_the_others_from_being_trained(run, tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def train(run):
+        if run.parameters.objective == "vae":
+            raise FloatingPointError("not finite in epoch 1")
+        trained.append(run.label)
+
+    monkeypatch.setattr(experiments, "train_run", train)
+    with pytest.raises(FloatingPointError, match=f"^not done, see above: tiny/vae{NAME}$"):
+        run(tmp_path, *TRAIN_ALONE)
+    assert trained == [f"tiny/iwae{NAME}"] and "experiments.py: not finite in epoch 1" in capsys.readouterr().err
+    with pytest.raises(FloatingPointError, match="^not finite in epoch 1$"):
+        run(tmp_path, "vae", *TRAIN_ALONE)
+
+
+def test_a_path_that_tensorflow_takes_for_a_pattern_is_refused(run, tmp_path):
+    assert "TensorFlow reads no checkpoint under [ or \\" in leaves(run, tmp_path / "res[1]", "iwae", *TRAIN_ALONE)
+    assert not list(tmp_path.iterdir())
+
+
 def test_estimators_are_trained_and_compared_with_iwae(run, tmp_path, monkeypatch, uncompiled):
     """Two of the group, for time's sake."""
     monkeypatch.setitem(experiments.GROUPS, "estimators", experiments.GROUPS["estimators"][:4:3])

@@ -777,14 +777,30 @@ def test_what_may_not_be_read_is_not_called_damaged():
         raise PermissionError(13, "unable to open file: name = 'w.h5'")  # h5py's
 
 
-def test_a_state_that_may_not_be_read_is_not_set_aside(newest, monkeypatch):
-    def refuse(prefix):
-        raise tf.errors.PermissionDeniedError(None, None, f"{prefix}; Permission denied")
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        (errno.EACCES, "no right to read .*way out: give it, and the same"),
+        (errno.EMFILE, "00003-0 cannot be read, and stands"),
+    ],
+)
+def test_a_state_that_cannot_be_read_now_is_not_set_aside(newest, monkeypatch, number, words):
+    def refuse(path):
+        raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(tf.train, "load_checkpoint", refuse)
-    with pytest.raises(OSError, match="no right to read .*00003-0: give it, and the same command goes on"):
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(OSError, match=words):
         Checkpoints(newest.parent, **state(0)).restore()
     assert newest.exists()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", refuse)
+    with pytest.raises(OSError, match=f"cannot write {tmp_path}: no lock can be had there, Function not implemented; "):
+        run_folder.lock(tmp_path).__enter__()
 
 
 def test_tensorboard_that_cannot_be_written_is_one_line(small_net, x_small, tmp_path, uncompiled):
