@@ -37,9 +37,9 @@ def posterior_of_one_input(runs):
     for (image, *others), (run, arrays, i) in zip(panels, rows, strict=True):
         _thumbnail(image, arrays["grid_x"][i], canvas.image_shape_of(runs))
         rank, candidates = arrays["grid_rank"][i], arrays["grid_candidates"]
-        share = f"KL above {rank / candidates:.0%}" if rank < candidates - 1 else "the largest KL"
+        others_kl = f"KL larger than in\n{rank / candidates:.0%}" if rank < candidates - 1 else "the largest KL\n"
         which = f"{canvas.split_of(runs)} image {arrays['grid_index'][i]}"
-        image.set_title(f"{which}\n{share}\nof {candidates} images", loc="left", fontsize=SMALL)
+        image.set_title(f"{which}\n{others_kl} of {candidates} images", loc="left", fontsize=SMALL)
         for j, axes in enumerate(others):
             _density(axes, arrays, i, j)
             axes.scatter(*arrays["grid_samples"][i, j].T, s=1.5, color="black", alpha=0.5, linewidths=0)
@@ -55,22 +55,24 @@ def posterior_side_by_side(runs):
     """True posteriors of the same images under several nets, and each net's q, a row per run.
 
     Reads split, image_shape [2], grid_x [n, features], grid_index [n], grid_rank [s], what `_density` does, grid_kl
-    and grid_held [n, 2 or more]; n - s images are the same.
+    [n, 2 or more], grid_q_std [n]; n - s images are the same.
     """
     first = next(iter(runs.values()))
     count = len(first["grid_index"]) - len(first["grid_rank"])
     caption = (
         "Blue: the true posterior p(z | x) of the image above. Red: the encoder's q(z | x). Lines: the smallest areas "
         "that hold 50 % and 95 % of each, as far as the square reaches. Every panel has a square of its own. "
-        "KL(q ‖ p) in nats, of the whole of q, of which the square holds the share named."
+        "KL(q ‖ p) in nats; q ±: the geometric mean of its two standard deviations."
     )
     figure = canvas.new_figure(f"Posteriors of the same {canvas.split_of(runs)} images", caption, 1.8 + 1.9 * len(runs))
     panels = figure.subplots(1 + len(runs), count, squeeze=False, height_ratios=[0.55] + [1] * len(runs))
     for axes, image in zip(panels[0], first["grid_x"], strict=False):
         _thumbnail(axes, image, canvas.image_shape_of(runs))
     for row, (run, arrays) in zip(panels[1:], runs.items(), strict=True):
-        measures = zip(arrays["grid_kl"][:count, 1], arrays["grid_held"][:count, 1], strict=True)
-        canvas.name_row(row, run, [f"{_kl(kl)}, {held:.0%} of q" for kl, held in measures])
+        titles = [
+            f"{_kl(kl[1])}, q ± {std:.2g}" for kl, std in zip(arrays["grid_kl"], arrays["grid_q_std"], strict=True)
+        ]
+        canvas.name_row(row, run, titles[:count])
         for i, axes in enumerate(row):
             _density(axes, arrays, i, 0)
             _contours(axes, arrays, i, 1, colors=OTHER, linewidths=1.4)
@@ -136,17 +138,16 @@ def bound_against_k(runs):
     """
     first = next(iter(runs.values()))
     caption = (
-        f"Means over {first['bound_images']} {canvas.split_of(runs)} images; bands: ± one standard error over images, "
-        "which the runs share. L_1 is the ELBO; L_k rises towards log p(x)."
+        f"Means over {first['bound_images']} {canvas.split_of(runs)} images, which the runs share; ±: one standard "
+        "error over images. L_1 is the ELBO; L_k rises towards log p(x)."
     )
     figure = canvas.new_figure("The bound L_k against the number of samples", caption, 4)
     axes = figure.subplots()
     for i, (run, arrays) in enumerate(runs.items()):
         k, mean, error = (arrays[f"bound_{name}"] for name in ("k", "mean", "standard_error"))
-        label = canvas.legend_label(run, f"{canvas.number(mean[0])} at k = 1, {canvas.number(mean[-1])} at k = {k[-1]}")
-        style = canvas.line_style(i)
-        axes.plot(k, mean, label=label, **style)
-        axes.fill_between(k, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
+        last = f"{canvas.number(mean[-1])} ± {error[-1]:.2f} at k = {k[-1]}"
+        label = canvas.legend_label(run, f"{canvas.number(mean[0])} at k = 1, {last}")
+        axes.plot(k, mean, label=label, **canvas.line_style(i))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     canvas.label_axes(axes, "samples k", "L_k (nats)")

@@ -16,8 +16,8 @@ from run_folder import reading_file
 KS = (1, 10, 100)  # samples of the importance-weighted posteriors; at 1 it is q itself
 POOL = 20_000  # importance samples of each input
 AVERAGED = 2000  # at most so many draws of the other k - 1 samples make the mean that q_ew is
-WIDE = 6.0  # half the side of the square that holds the whole posterior, in standard deviations of the prior
-WIDE_SIDE = 201  # cells along its side
+WIDE = 8.0  # half the side of the square that holds the whole posterior, in standard deviations of the prior
+WIDE_SIDE = 267  # cells along its side
 SIDE = 121  # cells along a side of the square that is shown
 MASS = 0.999  # of the posterior, by highest density, that the square shown holds
 CANDIDATES = 200  # images among which those of unusual and of usual KL(q || p) are looked for
@@ -189,6 +189,7 @@ def grid_arrays(model, x, ks=KS, seed=0):
     Densities are in the order p, q_ew at each of ks: log densities [n, 1 + ks, side, side], and samples [n, 1 + ks,
     samples, 2]. What is true of the whole of each, wherever it lies: KL(. || p) in nats [n, 1 + ks], the share that the
     grid holds [n, 1 + ks], and the log densities of the contours [n, 1 + ks, LEVELS]; of q and q_ew from POOL samples.
+    Of q also the geometric mean of its two standard deviations [n].
     """
     centre, half, log_outside = shown_squares(model, x)
     grid, log_cell = square(centre, half, SIDE), 2 * np.log(2 * half / SIDE)
@@ -223,6 +224,7 @@ def grid_arrays(model, x, ks=KS, seed=0):
         "grid_level": np.stack(levels, axis=1),
         "grid_samples": np.stack(samples, axis=1),
         "grid_log_p_x": log_evidence,
+        "grid_q_std": np.exp(np.log(q.stddev()).mean(axis=-1)),
     }
 
 

@@ -45,7 +45,6 @@ RECIPES = {  # tables, by run and passes: first `fast` as it stands, what the ot
     "dreg_l2_k5_fast__epochs30": [{}, {"rate_scale": 1.4}, {"output_rate": 4.0}, {"output_rate": 16.0}],
     "dreg_l1_k50_fast__epochs20": [{}, {"backward_samples": 8}, {"backward_samples": None}],
     "iwae_l1_k50_fast__epochs20": [{}, {"backward_samples": None}],
-    "dreg_l2_k50_fast__epochs20": [{}, {"backward_samples": None}],
 }
 
 
