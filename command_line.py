@@ -315,3 +315,5 @@ def start_tensorflow():
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+    # That each run, k and objective has a program of its own is meant.
+    tf.get_logger().addFilter(lambda record: "triggered tf.function retracing" not in record.getMessage())

@@ -663,6 +663,14 @@ def test_a_run_that_diverges_does_not_keep_the_others_from_being_trained(run, tm
         run(tmp_path, "vae", *TRAIN_ALONE)
 
 
+@pytest.mark.parametrize("started", [True, pytest.param(False, marks=pytest.mark.xfail(strict=True))])
+def test_programs_of_many_objectives_are_no_warning(started):
+    code = "import tensorflow as tf\n" + "import command_line; command_line.start_tensorflow()\n" * started
+    code += "def program(i): return tf.function(lambda x: x + i)\n[program(i)(tf.constant(1)) for i in range(12)]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "retracing" not in done.stderr
+
+
 def test_a_path_that_tensorflow_takes_for_a_pattern_is_refused(run, tmp_path):
     assert "TensorFlow reads no checkpoint under [ or \\" in leaves(run, tmp_path / "res[1]", "iwae", *TRAIN_ALONE)
     assert not list(tmp_path.iterdir())
