@@ -136,7 +136,6 @@ def run(folder: Path, command: str, *options: str) -> None:
 FETCHERS = {"https": fetch_url, "http": fetch_url, "npm": fetch_npm, "apt": fetch_apt}
 # What a source can do wrong; the exceptions of requests are OSErrors, pooch's wrong hash is a ValueError.
 FAULTS = DatasetError, OSError, ValueError, EOFError, HTTPError, zlib.error, tarfile.TarError
-
 DISK_FAULTS = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS  # no other source would help
 
 

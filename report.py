@@ -198,10 +198,8 @@ def schedules_figure(logs, nlls):
     of_depth = [runs for runs in of_depth if runs]
     caption = "Solid: the paper's schedule, cut off after 121 passes; dashed: `fast`. Lines: the bound that the run "
     caption += "ascends, on 400 validation images, with averaged weights for `fast`; the lowest values are cut off. "
-    caption += (
-        "Dots (hollow: the paper's): -NLL in the end, L_5000 on the test images, a tighter bound. Both runs of a "
-    )
-    caption += "cell: one machine."
+    caption += "Dots (hollow: the paper's): -NLL in the end, L_5000 on the test images, a tighter bound. "
+    caption += "Both runs of a cell: one machine."
     figure = new_figure("Bound on validation images, by passes and by time", caption, 0.6 + 3.4 * len(of_depth))
     quantities = (("passes", "epoch", 1), ("minutes", "seconds", 60))
     for row, runs in zip(figure.subplots(len(of_depth), 2, sharey="row", squeeze=False), of_depth, strict=True):
@@ -225,10 +223,9 @@ def minutes_figure(results):
     """A Figure of the NLL of each net of Table 1 against its minutes of training, one seed each: a panel a depth."""
     from canvas import PALETTE, SMALL, label_axes, new_figure
 
-    caption = (
-        "NLL: -L_5000 on the test images, one seed; beside it k. Filled: `fast`, of 130 passes if none are given; "
-    )
-    caption += "hollow: the paper's schedule, cut off. Dotted: the paper's NLL with k = 50, after 3280 passes. "
+    caption = "NLL: -L_5000 on the test images, one seed; beside it k. "
+    caption += "Filled: `fast`, of 130 passes if none are given; hollow: the paper's schedule, cut off. "
+    caption += "Dotted: the paper's NLL with k = 50, after 3280 passes. "
     caption += "Machines differed by a factor of two, and now and then had other work."
     figure = new_figure("NLL by minutes of training on two cores", caption, 4.6)
     styles = {"vae": (PALETTE[0], (0, 5), "center"), "iwae": (PALETTE[1], (5, -3), "left")}
