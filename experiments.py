@@ -54,7 +54,7 @@ class Parameters:
     latent_units: tuple = (50,)  # units of each stochastic layer, nearest the data first
     hidden_units: tuple = ((200, 200),)  # for each stochastic layer: the tanh layers between it and what lies below
     likelihood: str = "bernoulli"  # bernoulli, or gaussian for continuous data
-    schedule: str = "quick"  # quick, hold (16 passes), fast (130), paper (3280) or switch (60): schedules.py
+    schedule: str = "quick"  # quick or hold (16 passes), fast (130), paper (3280) or switch (60): schedules.py
     epochs: int | None = None  # passes over the training images; cuts `paper` short, rescales others; None: all
     rate_scale: float | None = None  # multiplies the learning rates of the schedule, above 0; None: as they stand
     batch: int = 20  # images per step
@@ -134,9 +134,9 @@ ALIASES = {"iwae_l1_k1": "vae_l1_k1", "iwae_l2_k1": "vae_l2_k1"}  # at k = 1 the
 # Where all objectives are compared: between the ends at which a parameter makes `iwae` and `vae` of them.
 OWN_VALUES = {"beta": 0.5, "groups": 2, "alpha": 0.5}
 OWN = {objective: {name: OWN_VALUES[name]} for objective, name in OBJECTIVE_PARAMETERS.items()}
+ALL_OBJECTIVES = dict.fromkeys(("iwae", *OBJECTIVES))  # `iwae` first
 
 # Names of several runs, the first of which the others are compared with.
-ALL_OBJECTIVES = dict.fromkeys(("iwae", *OBJECTIVES))
 GROUPS = {
     "estimators": [Parameters(objective=name, k=8, schedule="hold", **OWN.get(name, {})) for name in ALL_OBJECTIVES],
     "posterior_2d": [NAMED_RUNS[name] for name in POSTERIOR_2D],

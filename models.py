@@ -28,12 +28,14 @@ fold_seed = partial(tf.random.fold_in, alg="philox")
 
 @tf.function(jit_compile=True)
 def compiled_uniform(shape, seed, minval, dtype):
+    """Uniforms in [minval, 1)."""
     alg = "philox" if tf.config.functions_run_eagerly() else "threefry"
     return tf.random.stateless_uniform(shape, seed, minval, 1, dtype, alg=alg)
 
 
 @tf.function(jit_compile=True)
 def compiled_normal(shape, seed, dtype):
+    """Standard normals."""
     lowest = np.nextafter(-1, 0, dtype=dtype.as_numpy_dtype)  # at -1 the inverse is infinite
     return 2**0.5 * tf.math.erfinv(compiled_uniform(shape, seed, lowest, dtype))
 
@@ -265,9 +267,9 @@ def keep_units(model, kept):
 
 def save_weights(model, path):
     """Write a model's weights, with a digest of them, whole or not at all."""
-    with whole_file(path) as partial:
-        model.save_weights(partial)
-        with h5py.File(partial, "a") as file:
+    with whole_file(path) as unfinished:
+        model.save_weights(unfinished)
+        with h5py.File(unfinished, "a") as file:
             file.attrs["digest"] = digest(*model.get_weights())
 
 

@@ -109,7 +109,7 @@ def log_sum_over_draws(log_joint, log_q, others):
 
 
 def log_q_ew(log_joint, log_q, log_w, k):
-    """log q_ew(z | x) on a grid (Cremer, Morris and Duvenaud 2017): what one of k samples of q, drawn by weight, is.
+    """log q_ew(z | x) on a grid (Cremer et al. 2017): the density of one of k samples of q that is drawn by weight.
 
     q_ew(z) = E of p(x, z) / mean of the weights of z and of k - 1 samples of q. The expectation is an average over at
     most AVERAGED draws of those samples, from the pool log_w [count, n]. log_joint, log_q: [rows, columns, n].

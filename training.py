@@ -242,14 +242,14 @@ def tell_lost(folder, parameters, epochs):
         print(f"{folder.name}: the weights of epochs {', '.join(map(str, lost))} were not kept: {way_out}")
 
 
-def train(model, x_train, parameters, folder, validation_bound, images=dict):
+def train(model, x_train, parameters, folder, validation_bound, shown=dict):
     """Train `model` in place as `parameters` say, from the last checkpoint in `folder` if it holds one.
 
     Writes log.jsonl, checkpoints/, tensorboard/, snapshots/ and, at the end, model.weights.h5. With `ema` the averaged
     weights are what is validated and saved, and what the model has on return.
 
     x_train: [n, features], uint8 or float32 in [0, 1]. validation_bound: function () -> bound of the model as it
-    stands, in nats, for the log. images: function () -> {name: [rows, columns]}, of the same, for TensorBoard.
+    stands, in nats, for the log. shown: function () -> {name: [rows, columns]}, of the same, for TensorBoard.
     Raises FloatingPointError where a bound or a gradient is not finite; the last checkpoint then stands as it was.
     Raises KeyboardInterrupt, once a checkpoint is written, after Ctrl-C or SIGTERM.
     """
@@ -279,7 +279,7 @@ def train(model, x_train, parameters, folder, validation_bound, images=dict):
                 if done.stretch == STRETCHES_PER_EPOCH:
                     with averaged_weights(model, optimizer):
                         end_epoch(epoch, done, steps, validation_bound(), parameters)
-                        write_tensorboard(writer, done.log[-1], images)
+                        write_tensorboard(writer, done.log[-1], shown)
                         if epoch.number in parameters.snapshot_epochs:
                             save_weights(model, folder / "snapshots" / f"epoch{epoch.number:04d}.weights.h5")
                 stop = any(everyone(len(asked)))
@@ -309,11 +309,11 @@ def end_epoch(epoch, done, steps, bound_validation, parameters):
     done.log, done.stretch, done.total = [*done.log, record], 0, 0.0
 
 
-def write_tensorboard(writer, record, images):
-    """Show a record, and after epochs 1, 2, 4, 8, .. images() as well: {name: [rows, columns] in [0, 1]}."""
+def write_tensorboard(writer, record, shown):
+    """Show a record, and after epochs 1, 2, 4, 8, .. shown() as well: {name: [rows, columns] in [0, 1]}."""
     epoch = record["epoch"]
     with tensorflow_writes("tensorboard/"), writer.as_default(epoch):
         for name, value in record.items():
             tf.summary.scalar(name, value)
-        for name, image in images().items() if epoch & (epoch - 1) == 0 else ():
+        for name, image in shown().items() if epoch & (epoch - 1) == 0 else ():
             tf.summary.image(name, image[None, :, :, None])
