@@ -37,9 +37,9 @@ def posterior_of_one_input(runs):
     for (image, *others), (run, arrays, i) in zip(panels, rows, strict=True):
         _thumbnail(image, arrays["grid_x"][i], canvas.image_shape_of(runs))
         rank, candidates = arrays["grid_rank"][i], arrays["grid_candidates"]
-        others_kl = f"KL larger than in\n{rank / candidates:.0%}" if rank < candidates - 1 else "the largest KL\n"
+        others_kl = f"KL larger than in\n{rank / candidates:.0%} of" if rank < candidates - 1 else "the largest KL\nof"
         which = f"{canvas.split_of(runs)} image {arrays['grid_index'][i]}"
-        image.set_title(f"{which}\n{others_kl} of {candidates} images", loc="left", fontsize=SMALL)
+        image.set_title(f"{which}\n{others_kl} {candidates} images", loc="left", fontsize=SMALL)
         for j, axes in enumerate(others):
             _density(axes, arrays, i, j)
             axes.scatter(*arrays["grid_samples"][i, j].T, s=1.5, color="black", alpha=0.5, linewidths=0)
