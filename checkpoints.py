@@ -57,7 +57,7 @@ class Checkpoints:
         self.saved = time.monotonic()
 
     def restore(self):
-        """Take the newest undamaged state; damaged ones are told, and put out of the way. Whether there was one.
+        """Take the newest undamaged state, if there is one; damaged ones are told, and put out of the way.
 
         Raises OSError for a state of other variables than these, and where there is no right to read one.
         """
@@ -69,14 +69,10 @@ class Checkpoints:
         if damaged:
             onward = "going on from the state before" if left else "no other is left: starting from the beginning"
             print(f"{', '.join(map(str, damaged))}: damaged; {onward}", file=sys.stderr)
-        if left:
-            self.read(left[-1])
-        return bool(left)
-
-    def read(self, path):
-        """Give the variables the values of an undamaged state."""
+        if not left:
+            return
         try:
-            self.checkpoint.read(path / "state").assert_consumed()
+            self.checkpoint.read(left[-1] / "state").assert_consumed()
         except (AssertionError, ValueError, tf.errors.OpError) as error:  # missing, or of another shape or type
             tf.get_logger().setLevel("ERROR")  # it would name each variable, twice
             way_out = "go on with that, or delete the folder"

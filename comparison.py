@@ -1,6 +1,5 @@
 """Runs side by side, without TensorFlow: paired differences, tables in Markdown, comparison.md and its figures."""
 
-import math
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from runs import draw, read_arrays, read_results
 def paired_difference(a, b):
     """Mean of a - b over the same images and its standard error: two floats, nats. a, b: [n] log-likelihoods."""
     difference = np.float64(a) - b
-    return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
+    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
 def paired(first, other):

@@ -110,7 +110,7 @@ def log_likelihood(model, x, k=5000, seed=0):
 def mean_bound(model, x, objective, k, seed=0):
     """A function () -> the objective's bound, averaged over the images x, of the model as it then stands, in nats.
 
-    objective: an entry of `losses.OBJECTIVES`; x: [n, features] as fed to the encoder. Compiled once.
+    objective: a function log_w -> Objective; x: [n, features] as fed to the encoder. Compiled once.
     """
 
     @tf.function(jit_compile=True)

@@ -237,7 +237,7 @@ def keep_units(model, kept):
     """A copy of a model with only some of its latent units: the others' part of encoder, decoder and prior is gone.
 
     What reads them has their mean under the prior in its bias instead: that of a dead unit is 0 in the top layer alone.
-    kept: for each layer an array of booleans [units], or of indices.
+    kept: for each layer an array of booleans [units].
     """
     above = zip(model.decoder[1:], model.sample_prior(1000, (0, 0))[1:], strict=True)
     means = [layer.distribution(z).mean().numpy().mean(axis=0) for layer, z in above]
@@ -245,7 +245,7 @@ def keep_units(model, kept):
     for mean, layer in zip(means, kept, strict=True):
         mean[layer] = 0  # these stay
     hidden_units = [[layer.units for layer in part.hidden] for part in model.encoder]
-    units = [len(np.arange(n)[layer]) for n, layer in zip(model.latent_units, kept, strict=True)]
+    units = [int(layer.sum()) for layer in kept]
     data = model.decoder[0]
     smaller = Autoencoder(np.zeros(data.head.units), units, hidden_units, data.likelihood)
     below, means_below = [slice(None), *kept[:-1]], [np.zeros(data.head.units), *means[:-1]]

@@ -1,7 +1,6 @@
 """The posterior of a single input: on a grid where the net has two latent units, by importance samples for any net."""
 
 import functools
-import math
 
 import numpy as np
 import tensorflow as tf
@@ -117,7 +116,7 @@ def log_q_ew(log_joint, log_q, log_w, k):
     draws = min(AVERAGED, len(log_w) // (k - 1)) if k > 1 else 1
     others = logsumexp(log_w[: draws * (k - 1)].reshape(draws, k - 1, -1), axis=1) if k > 1 else [[-np.inf]]
     arguments = [tf.constant(np.float32(part)) for part in (log_joint, log_q, others)]
-    return np.float64(log_sum_over_draws(*arguments)) + math.log(k / draws)
+    return np.float64(log_sum_over_draws(*arguments)) + np.log(k / draws)
 
 
 def boxes_of_most(log_p, cells):
@@ -157,7 +156,7 @@ def shown_squares(model, x):
     centre, half = corners.mean(axis=0), half_of(corners)
     outside = np.any(np.abs(everywhere - centre) > half[:, None], axis=-1)
     log_outside = logsumexp(np.where(outside, log_joint, -np.inf), axis=(0, 1))
-    return centre, half, log_outside + 2 * math.log(2 * WIDE / WIDE_SIDE)
+    return centre, half, log_outside + 2 * np.log(2 * WIDE / WIDE_SIDE)
 
 
 def contour_levels(log_density, weights, levels=LEVELS):

@@ -92,7 +92,7 @@ class Run(NamedTuple):
     results: Path  # what is evaluated and drawn: see `results_folder`
     parameters: object  # experiments.Parameters
     data: Dataset
-    initial: Path | None = None  # the run of `init_from`
+    initial: Path | None = None  # the run of `init_from`, once those before it are done
 
     @property
     def label(self):
@@ -122,19 +122,19 @@ def open_run(name, parameters, data):
         sys.exit(
             f"experiments.py: {folder}: TensorFlow reads no checkpoint under [ or \\: choose another name or place"
         )
-    results, initial = results_folder(folder, parameters), initial_folder(folder, parameters)
+    results = results_folder(folder, parameters)
     trained = (folder / "model.weights.h5").exists()
     if trained or any((folder / name).exists() for name in ("parameters.json", "checkpoints")):
         ignored = NOT_IN_NAME - {"seed"} | (set(versions()) if trained else set())  # of data the digest tells
         check_parameters(folder, settings(parameters, data), ignored)
-    elif initial:
-        check_initial(initial, parameters, features)
+    elif parameters.init_from:
+        check_initial(initial_folder(folder, parameters), parameters, features)
     if not trained and (parameters.pretrained or not parameters.train):
         way_out = f"run the same command without --{'pretrained' if parameters.pretrained else 'train false'}"
         sys.exit(f"experiments.py: no trained model in {folder}: {way_out}")
     if parameters.plot and not parameters.evaluate and not (results / "results.json").exists():
         sys.exit(f"experiments.py: {results} is not evaluated: run the same command without --evaluate false")
-    return Run(folder, results, parameters, data, initial)
+    return Run(folder, results, parameters, data)
 
 
 def take_released(folder):

@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -52,8 +51,8 @@ def make_images():
 
 def our_run(images, latent_units, hidden_units, k, batch=BATCH, **fields):
     """A function of a number of steps that takes so many of the very program that experiments.py trains with."""
-    parameters = Parameters(k=k, batch=batch, binarization="stochastic")
-    parameters = replace(parameters, latent_units=latent_units, hidden_units=hidden_units, **fields)
+    net = {"latent_units": latent_units, "hidden_units": hidden_units, "binarization": "stochastic"}
+    parameters = Parameters(k=k, batch=batch, **net, **fields)
     model = Autoencoder(images.mean(axis=0) / 255, latent_units, hidden_units)
     stretch = compile_stretch(model, build_optimizer(parameters, model), tf.constant(images), parameters, k)
     order = np.random.default_rng(0).permutation(len(images)).astype(np.int32).reshape(-1, batch)
@@ -120,11 +119,11 @@ def installed():
 
 
 def step_times(images, references, quick):
-    """Median milliseconds per step, {(contender, net, k): ms}, and the peak in GFLOP/s of the same sitting.
+    """Median milliseconds per step, {(contender, net, k): ms}, and GFLOP/s of square products, {by what: rate}.
 
     Unless `quick` all that main() writes, too: of more k, of subsampled steps {(batch, backward_samples): ms}.
     """
-    runs = {"square": (square_run(jit_compile=False), 1)}
+    runs = {"oneDNN": (square_run(jit_compile=False), 1)}
     curve = [] if quick else [(net, k) for net in DEPTHS for k in CURVE]
     for net, k in dict.fromkeys([*CELLS, *curve]):
         steps = min(300, max(8, 2500 // k))  # so many that it does not count what a call costs
@@ -132,13 +131,13 @@ def step_times(images, references, quick):
         for name, reference in references.items() if (net, k) in CELLS else ():
             runs[name, net, k] = reference.make_run(images, *NETS[net], k, BATCH), steps
     if not quick:
-        runs["square by XLA"] = square_run(jit_compile=True), 1
+        runs["XLA"] = square_run(jit_compile=True), 1
         runs["last product"] = last_product_run(), 50
         for batch, samples in ((BATCH, 8), (100, None), (100, 8)):
             runs[batch, samples] = our_run(images, *NETS["l1"], 50, batch, backward_samples=samples), 1000 // batch
     times = measure(runs, rounds=3 if quick else 9)
-    peak = 2 * SQUARE**3 / times.pop("square") / 1e9
-    return {name: 1000 * value for name, value in times.items()}, peak
+    squares = {name: 2 * SQUARE**3 / times.pop(name) / 1e9 for name in ("oneDNN", "XLA") if name in times}
+    return {name: 1000 * value for name, value in times.items()}, squares
 
 
 def rate(net, k, milliseconds):
@@ -218,10 +217,7 @@ def main():
     parser.add_argument("--json", metavar="FILE", help="write the medians of our step, in ms, to a file")
     options = parser.parse_args()
     images, references = make_images(), {} if options.quick else installed()
-    times, peak = step_times(images, references, options.quick)
-    squares = (
-        {"oneDNN": peak} if options.quick else {"oneDNN": peak, "XLA": 2 * SQUARE**3 / times["square by XLA"] / 1e6}
-    )
+    times, squares = step_times(images, references, options.quick)
     tables = [step_table(times, references), share_table(times, squares, references)]
     print(*tables, sep="\n\n")
     if options.json:

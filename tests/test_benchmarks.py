@@ -91,10 +91,11 @@ def test_tables_compare_ours_with_each_contender_and_the_square_products():
 def test_speed_writes_what_was_measured(monkeypatch, tmp_path, capsys, options):
     """The page and the figure, but for --quick; the medians in any case."""
     times = {("ours", net, k): float(k) for net in DEPTHS for k in CURVE} | {("JAX", *cell): 2.0 for cell in CELLS}
-    times |= {(20, 8): 30.0, (100, None): 200.0, (100, 8): 80.0, "square by XLA": 1000.0, "last product": 2.0}
+    times |= {(20, 8): 30.0, (100, None): 200.0, (100, 8): 80.0, "last product": 2.0}
+    squares = {"oneDNN": 200.0, "XLA": 128.0}
     monkeypatch.setattr(speed, "HERE", tmp_path)
     monkeypatch.setattr(speed, "installed", lambda: {"JAX": None})
-    monkeypatch.setattr(speed, "step_times", lambda images, references, quick: (times, 200.0))
+    monkeypatch.setattr(speed, "step_times", lambda images, references, quick: (times, squares))
     monkeypatch.setattr(speed, "likelihood_seconds", lambda *arguments, **keywords: {"ours": 1.5, "JAX": 3.0})
     monkeypatch.setattr(speed, "start_up", lambda: [5.0, 4.0, 0.003])
     monkeypatch.setattr(sys, "argv", ["speed.py", *options, "--json", str(tmp_path / "medians.json")])

@@ -749,7 +749,7 @@ def test_an_edit_of_parameters_makes_a_new_folder(monkeypatch):
     "names, field, split", [("iwae", "batch", "train"), ("iwae", "images", "test"), ("vae_l1_k1 vae_l1_k1_fast", 0, 0)]
 )
 def test_more_images_than_there_are_are_refused(monkeypatch, tmp_path, names, field, split):
-    """Of every run of several: vae_l1_k1_fast has a batch of 100."""
+    """Of every run of several: vae_l1_k1_fast has a batch of 400."""
     monkeypatch.setattr(runs, "load_dataset", lambda *_, **__: tiny_dataset(n=40))
     options = [f"--{field}", "41"] if field else []
     line = leaves(experiments.main, [*names.split(), *options, "--results_dir", str(tmp_path)])

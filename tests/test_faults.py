@@ -291,9 +291,8 @@ def newest(tmp_path):
 def restored(folder):
     """Which state the variables of state(0) then hold, each to the last bit; 0 where none was found."""
     variables = state(0)
-    found = Checkpoints(folder, **variables).restore()
+    Checkpoints(folder, **variables).restore()
     n = int(variables["step"])
-    assert found == (n > 0)
     for name, value in state(n).items():
         np.testing.assert_array_equal(variables[name], value)
     return n
