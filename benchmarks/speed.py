@@ -20,7 +20,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from command_line import start_tensorflow
+
+start_tensorflow()
 
 import numpy as np
 import tensorflow as tf
@@ -233,32 +236,34 @@ def write_page(images, references, times, squares, tables):
     imported, compiled, step = start_up()
     save_figure(curve_figure(times), HERE / "time_per_step.png")
     full = {BATCH: times["ours", "l1", 50], 100: times[100, None]}
-    subsampled = ", ".join(f"{times[b, 8] / ms:.2f} of a full step at batch {b}" for b, ms in full.items())
+    subsampled = ", ".join(f"{times[b, 8] / ms:.2f} of a step at batch {b}" for b, ms in full.items())
     last_product = 2 * 50 * BATCH * 200 * FEATURES / times["last product"] / 1e6
+    square, by_xla = squares.values()
     growth = " and ".join(f"{times['ours', net, 500] / times['ours', net, 50]:.1f}" for net in DEPTHS)
     text = f"""# Speed
 
 `pip install -r benchmarks/requirements.txt && python benchmarks/speed.py`: {os.cpu_count()} cores ({machine()}),
-TensorFlow {tf.__version__}, medians. A step is that of `iwae` with Adam on a batch of {BATCH}, from the bytes of the
-images (noise, as sparse as MNIST) to new weights. JAX: `jit` around `lax.scan` over the steps; PyTorch: eager, without
-`torch.compile`. Times change with the machine; the ratios, measured in one sitting, count: below 1 ours is faster.
+TensorFlow {tf.__version__}, medians. A step is that of `iwae` with Adam on a batch of {BATCH}, from the bytes
+of the images (noise, as sparse as MNIST) to new weights. JAX: `jit` around `lax.scan` over the steps; PyTorch:
+eager, without `torch.compile`. Times change with the machine; the ratios, measured in one sitting, count: below 1 ours
+is faster.
 `--quick` times our step alone, `--json FILE` keeps its medians.
 
 {tables[0]}
 
-Operations per second of a step's matrix products, over those of two square matrices of {SQUARE:,} rows, of which oneDNN
-(TensorFlow without XLA) makes {squares["oneDNN"]:.0f} GFLOP/s, XLA, which compiles the step, {squares["XLA"]:.0f}. The
-decoder's last product at k = 50, [{50 * BATCH:,}, 200] by [200, {FEATURES}], has {last_product:.0f} by XLA. The goals
-were set on another processor (oneDNN 322 GFLOP/s), with the shares that a JAX step had there:
+Operations per second of a step's matrix products, over those of two square matrices of {SQUARE:,} rows: oneDNN
+(TensorFlow without XLA) makes {square:.0f} GFLOP/s of these, XLA, which compiles the step, {by_xla:.0f} (and
+{last_product:.0f} of the decoder's last product at k = 50, [{50 * BATCH:,}, 200] by [200, {FEATURES}]).
+The goals were set on another processor, where oneDNN made 322, with the shares that a JAX step had there:
 
 {tables[1]}
 
 - Ten times the samples, k = 500 for 50, take {growth} times as long (one layer, two).
-- `backward_samples=8`, k = 50, one layer: {subsampled}. Its products are 0.49 of the
-  full step's: all 50 samples go forward.
+- `backward_samples=8`, k = 50, one layer: {subsampled}
+  (its products are 0.49 of the full step's: all 50 samples go forward).
 - L_500 of 1,000 images, one layer: {", ".join(f"{name} {s:.2f} s" for name, s in likelihoods.items())}.
-- Start: imports {imported:.1f} s; net, compilation, first step {compiled:.1f} s; one step called
-  alone then {1000 * step:.1f} ms (one layer, k = 5).
+- Start: imports {imported:.1f} s; net, compilation, first step {compiled:.1f} s; one step called alone then
+  {1000 * step:.1f} ms (one layer, k = 5).
 
 ![Time per step against k](time_per_step.png)
 """

@@ -108,7 +108,7 @@ def test_speed_writes_what_was_measured(monkeypatch, tmp_path, capsys, options):
     assert written == {"README.md", "time_per_step.png"}
     page = " ".join((tmp_path / "README.md").read_text().split())
     assert "k = 500 for 50, take 10.0 and 10.0 times as long" in page
-    assert "0.60 of a full step at batch 20, 0.40 of a full step at batch 100" in page
+    assert "0.60 of a step at batch 20, 0.40 of a step at batch 100" in page
     assert "ours 1.50 s, JAX 3.00 s" in page and "one step called alone then 3.0 ms" in page
 
 
