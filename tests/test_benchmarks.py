@@ -107,7 +107,7 @@ def test_speed_writes_what_was_measured(monkeypatch, tmp_path, capsys, options):
         return
     assert written == {"README.md", "time_per_step.png"}
     page = " ".join((tmp_path / "README.md").read_text().split())
-    assert "k = 500 for 50, take 10.0 and 10.0 times as long" in page
+    assert "k = 500 takes 10.00 and 10.00 times as long as k = 50 (one layer, two), 5.00 and 5.00 times as long" in page
     assert "0.60 of a step at batch 20, 0.40 of a step at batch 100" in page
     assert "ours 1.50 s, JAX 3.00 s" in page and "one step called alone then 3.0 ms" in page
 
