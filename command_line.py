@@ -100,16 +100,19 @@ def problems(p):
     return [*bad.values(), *inconsistencies(p, lambda *names: not bad.keys() & set(names))]
 
 
+def bad_file_name(dataset):
+    """What is wrong with the name of a user's own file, which stands for its results and in figures."""
+    name = Path(dataset).stem
+    if name in DATASETS:
+        return [f"dataset = {dataset!r}: the name of a data set's results: rename the file, or --dataset {name}"]
+    if name.startswith("_") or "$" in name:  # of which matplotlib would make something else
+        return [f"dataset = {dataset!r}: a name in figures must not begin with _ or hold $: rename the file"]
+    return []
+
+
 def inconsistencies(p, legal):
     """What is wrong between values that are each legal by itself, a line each. legal: a function of fields' names."""
-    found = []
-    if legal("dataset") and p.dataset not in DATASETS:
-        name = Path(p.dataset).stem
-        if name in DATASETS:
-            way_out = f"rename the file, or --dataset {name}"
-            found.append(f"dataset = {p.dataset!r}: the name of a data set's results: {way_out}")
-        if name.startswith("_") or "$" in name:  # of which matplotlib would make something else
-            found.append(f"dataset = {p.dataset!r}: a name in figures must not begin with _ or hold $: rename the file")
+    found = bad_file_name(p.dataset) if legal("dataset") and p.dataset not in DATASETS else []
     if legal("latent_units", "hidden_units") and len(p.latent_units) != len(p.hidden_units):
         found.append(f"latent_units = {p.latent_units}, hidden_units = {p.hidden_units}: must be of equal length")
     for name in filter(partial(legal, "objective"), ("beta", "groups", "alpha")):
@@ -308,11 +311,15 @@ def quiet_start():
             sys.stderr.writelines(line for line in lines if not re.search(STARTUP_CHATTER, line))
 
 
+def not_of_retracing(record):
+    """Whether a record of a log is no warning that a program is traced again: each run, k and objective has its own."""
+    return "triggered tf.function retracing" not in record.getMessage()
+
+
 def start_tensorflow():
     """Import TensorFlow, by `quiet_start`."""
     with quiet_start():
         import tensorflow as tf
 
         tf.config.list_physical_devices()
-    # That each run, k and objective has a program of its own is meant.
-    tf.get_logger().addFilter(lambda record: "triggered tf.function retracing" not in record.getMessage())
+    tf.get_logger().addFilter(not_of_retracing)
